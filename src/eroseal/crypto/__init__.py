@@ -1,0 +1,1 @@
+"""Block hashing, Merkle trees and signatures."""

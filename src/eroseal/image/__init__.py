@@ -1,0 +1,1 @@
+"""EROFS images: layout, writer, reader, structure check and unpacking."""

@@ -1,0 +1,59 @@
+"""Named bounds on everything that untrusted input can ask for, each with its reason."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- seal and image records ---
+MAX_SEAL_RECORD: Final = 256 << 20
+"""Bytes of a seal record. A chunk map of 16 million chunks of differing lengths stays far below this."""
+MAX_IMAGE_RECORD: Final = 16 << 20
+"""Bytes of an image record: signatures with chains are a few KiB each; type 22 needs about 0.5 KiB a data blob."""
+MAX_RECORD_ENTRIES: Final = 65_535 + 1024
+"""Entries of a record: one of type 22 for each data blob, and room for signatures and envelopes."""
+MAX_SIGNATURE: Final = 64 << 10
+"""Bytes of one signature with its certificate chain: a chain of ten RSA-4096 certificates fits."""
+MAX_CHUNKS: Final = 1 << 28
+"""Chunks that one chunk map may describe: 16 TiB, all that 32-bit block addresses reach, at 64 KiB."""
+MAX_NAME: Final = 255
+"""Bytes of an image name in a statement, as for file names."""
+
+# --- blobs ---
+MAX_DATA_SIZE: Final = 1 << 60
+"""Bytes of a data region: 2^48 blocks of 4096, the widest address EROFS has."""
+MAX_SALT: Final = 32
+"""Bytes of salt: `struct fsverity_descriptor` has room for 32."""
+MAX_DEVICES: Final = 65_535
+"""Data blobs of an image: `extra_devices` has 16 bits."""
+
+# --- EROFS metadata (erofs_fs.h and the kernel's own limits) ---
+MAX_SB_EXTSLOTS: Final = 184
+"""Superblock extension slots: superblock and slots must end within the first 4096 bytes."""
+MAX_NAME_LEN: Final = 255
+"""Bytes of a file name: EROFS_NAME_LEN."""
+MAX_SYMLINK: Final = 4095
+"""Bytes of a symlink's target that we write: PATH_MAX less the NUL."""
+MAX_SYMLINK_READ: Final = 65_536
+"""Bytes of a symlink's target that we accept when reading."""
+MAX_XATTR_VALUE: Final = 65_535
+"""Bytes of an xattr value: e_value_size has 16 bits."""
+MAX_XATTR_AREA: Final = 12 + 4 * (65_535 - 1)
+"""Bytes of an inode's inline xattr area: i_xattr_icount has 16 bits."""
+MAX_XATTR_PREFIXES: Final = 128
+"""Long prefixes: indexes 0x80 to 0xff."""
+MAX_DIRECTORY: Final = 4 << 30
+"""Bytes of one directory's data that we walk: about 100 million entries."""
+MAX_DEPTH: Final = 4096
+"""Levels of directories: deeper trees cannot be named by PATH_MAX and mean a cycle."""
+MAX_INODES: Final = 1 << 28
+"""Inodes that a walk visits before it gives up."""
+MAX_CHUNK_BITS: Final = 31
+"""Largest cb of a chunk format: chunk size is block size << cb."""
+
+# --- memory ---
+TREE_CACHE_BLOCKS: Final = 1024
+"""Verified tree blocks kept by a reader of one blob: 4 MiB cover 512 MiB of data."""
+IO_CHUNK: Final = 1 << 20
+"""Bytes read or hashed in one go on streaming paths."""
+MAX_OPEN_BLOBS: Final = 256
+"""Data blobs kept open at once: well below the usual limit of 1,024 descriptors."""

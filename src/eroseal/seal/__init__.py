@@ -1,0 +1,1 @@
+"""Sealing: blobs, images made by other tools, signatures."""

@@ -1,0 +1,1 @@
+"""Stores: where sealed blobs and images live, and how references name them."""

@@ -1,0 +1,1 @@
+"""The file tree model and the sources it comes from."""

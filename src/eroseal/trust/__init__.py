@@ -1,0 +1,1 @@
+"""The verifier, the policy, and the types that only the verifier constructs."""

@@ -9,14 +9,23 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-SOURCE = "src/eroseal/crypto/_native.c"
+ROOT = Path(__file__).parent
+CRYPTO = ROOT / "src/eroseal/crypto"
 
+
+def files(*patterns: str) -> list[str]:
+    """Give the files of the native core, relative to the project as setuptools wants them."""
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in CRYPTO.glob(pattern))
+
+
+sources = files("_native.c", "native/*.c")
 extensions = []
-if (Path(__file__).parent / SOURCE).exists():
+if sources:
     extensions.append(
         Extension(
             "eroseal.crypto._native",
-            [SOURCE],
+            sources,
+            depends=files("native/*.h"),
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             extra_compile_args=["-O3", "-std=c11", "-Wall", "-Wextra"],
             optional=True,

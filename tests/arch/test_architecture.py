@@ -302,6 +302,18 @@ def test_only_the_command_line_prints() -> None:
     assert not wrong
 
 
+def test_functions_do_not_assert() -> None:
+    wrong = [
+        module.at(node.lineno)
+        for module in modules().values()
+        for function in ast.walk(module.tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assert)
+    ]
+    assert not wrong, "python -O removes assertions; only tables check their own sizes with them"
+
+
 def test_modules_are_short() -> None:
     long = {module.name: module.lines for module in modules().values() if module.lines > MAX_LINES}
     assert not long, f"over {MAX_LINES} lines"

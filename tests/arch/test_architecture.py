@@ -136,7 +136,7 @@ def _targets(module: Module, node: ast.AST) -> list[str]:
             return [alias.name for alias in names]
         case ast.ImportFrom(names=names):
             base = _absolute(module, node)
-            # "from package import module" imports the module, "from module import name" the module of the name.
+            # "from package import module" imports that module, "from module import name" only the first one.
             return sorted(
                 {full if (full := f"{base}.{alias.name}") in modules() else base for alias in names}
             )

@@ -25,20 +25,21 @@ help:
 	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
 
 $(PYTHON):
-	python=$$(scripts/find-python.sh) && "$$python" -m venv --clear $(VENV)
+	@python=$$(scripts/find-python.sh) && "$$python" -m venv --clear $(VENV)
 
 # Hashes are checked for everything that comes from an index; the project itself is built without isolation,
 # so that nothing unlocked is fetched behind the lock's back.
 $(VENV)/.installed: requirements.lock $(PROJECT) | $(PYTHON)
-	PYTHON=$(PYTHON) scripts/debian-packages.sh native
-	$(PIP) install --quiet --require-hashes --requirement requirements.lock
-	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
-	touch $@
+	@echo "eroseal: installing into $(VENV)" >&2
+	@PYTHON=$(PYTHON) scripts/debian-packages.sh native
+	@$(PIP) install --quiet --require-hashes --requirement requirements.lock
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
 
 $(VENV)/.developed: requirements-dev.lock $(VENV)/.installed
-	scripts/debian-packages.sh peers
-	$(PIP) install --quiet --require-hashes --requirement requirements-dev.lock
-	touch $@
+	@scripts/debian-packages.sh peers
+	@$(PIP) install --quiet --require-hashes --requirement requirements-dev.lock
+	@touch $@
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/eroseal demo

@@ -147,7 +147,7 @@ def _kernel_erofs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str 
 
 @pytest.fixture
 def need_kernel_erofs(need_root: None, _kernel_erofs: Callable[[], str | None]) -> None:
-    """Run the test only where the kernel mounts an EROFS image from a file (Linux 6.12 and later, as root)."""
+    """Run the test only where the kernel mounts an EROFS image from a file (Linux 6.12 or later, as root)."""
     obstacle = _kernel_erofs()
     if obstacle is not None:
         _unavailable(f"the kernel does not mount EROFS files: {obstacle}")

@@ -28,7 +28,7 @@ for set in "$@"; do
     case $set in
         venv)
             need python3 have python3
-            need python3-venv /usr/bin/python3 -c 'import ensurepip, venv'
+            need python3-venv /usr/bin/python3 -c 'import ensurepip, venv; ensurepip.version()'
             ;;
         native)
             need gcc have cc

@@ -3,7 +3,7 @@
 # later that can make one. Each candidate is run, because a shim on PATH may stand for nothing.
 set -euo pipefail
 
-usable() { "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' > /dev/null 2>&1; }
+usable() { "$1" -c 'import ensurepip, sys, venv; ensurepip.version(); sys.exit(sys.version_info < (3, 11))' > /dev/null 2>&1; }
 
 find_python() {
     local candidate

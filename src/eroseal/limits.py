@@ -57,3 +57,23 @@ IO_CHUNK: Final = 1 << 20
 """Bytes read or hashed in one go on streaming paths."""
 MAX_OPEN_BLOBS: Final = 256
 """Data blobs kept open at once: well below the usual limit of 1,024 descriptors."""
+
+# --- signatures, keys and policies ---
+MAX_STATEMENT: Final = 512
+"""Bytes of an image statement: the longest digest (147), the longest name (255) and fixed fields make 439."""
+MAX_IMAGE_SIGNATURES: Final = 64
+"""Signatures of one image that are tried: each may cost a path search, so a record must not hold thousands."""
+MAX_CERTIFICATES: Final = 16
+"""Certificates in one signature or chain file: twice the longest path."""
+MAX_PATH_DEPTH: Final = 8
+"""Intermediates between a signer's certificate and a CA: real hierarchies have one to three."""
+MIN_RSA_BITS: Final = 2048
+"""Smallest RSA modulus: what NIST SP 800-57 asks for since 2014."""
+MAX_RSA_BITS: Final = 16_384
+"""Largest RSA modulus: OpenSSL's own bound; verification time grows with it."""
+MAX_KEY_FILE: Final = 1 << 20
+"""Bytes of a key or certificate file: real ones have a few KiB."""
+MAX_POLICY_FILE: Final = 1 << 20
+"""Bytes of a policy file: thousands of tables."""
+MAX_REFUSALS: Final = 8
+"""Reasons that one refusal lists: more than anybody reads, and the record's author chooses how many there are."""

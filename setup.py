@@ -27,7 +27,7 @@ if sources:
             sources,
             depends=files("native/*.h"),
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
-            extra_compile_args=["-O3", "-Wall", "-Wextra"],
+            extra_compile_args=["-O3", "-g0", "-Wall", "-Wextra"],
             optional=True,
             py_limited_api=True,
         )

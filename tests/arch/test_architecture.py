@@ -52,7 +52,7 @@ GROUND_ORDER = ("limits", "errors", "readat")
 THIRD_PARTY: dict[str, frozenset[str]] = {
     "format": frozenset({"google_crc32c", "xxhash"}),
     "crypto": frozenset({"cryptography"}),
-    "trust": frozenset({"msgspec"}),
+    "trust": frozenset({"cryptography", "msgspec"}),  # the policy holds certificates and public keys
     "store": frozenset({"msgspec"}),
     "report": frozenset({"msgspec"}),
     "cli": frozenset({"click", "click_man", "msgspec", "rich"}),

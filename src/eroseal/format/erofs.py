@@ -24,6 +24,8 @@ SUPER_MAGIC: Final = 0xE0F5E1E2
 EXTSLOT_SIZE: Final = 16
 NID_SLOT: Final = 32
 """Bytes between two nids."""
+NID_IN_METABOX: Final = 1 << 63
+"""Set in a nid: the inode lies in the metabox inode's data (METABOX images)."""
 
 # feature_compat: unknown bits are ignored
 COMPAT_SB_CHKSUM: Final = 0x01

@@ -77,3 +77,9 @@ MAX_POLICY_FILE: Final = 1 << 20
 """Bytes of a policy file: thousands of tables."""
 MAX_REFUSALS: Final = 8
 """Reasons that one refusal lists: more than anybody reads, and the record's author chooses how many there are."""
+
+# --- finding and scanning ---
+FOOTER_SEARCH: Final = 1 << 20
+"""Bytes before a file's end that are searched for a footer: a trailing chunk index of 20,000 chunks lies before it."""
+MAX_BAD_BLOCKS: Final = 65_536
+"""Bad blocks that a scan lists before it stops: a blob of garbage must not fill memory."""

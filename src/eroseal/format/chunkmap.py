@@ -1,7 +1,8 @@
 """The chunk map of a plain data blob: how many blocks each of its chunks has, in order.
 
 Encoded as runs: (blocks of a chunk, repetitions), both LEB128, with a leading count of runs. It is not
-authenticated and need not be: chunk ids are computed from verified tree blocks, so a map that lies finds nothing.
+authenticated and need not be: chunk ids are computed from verified tree blocks, so a map that lies finds
+nothing.
 """
 
 from __future__ import annotations

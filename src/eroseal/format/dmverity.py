@@ -1,7 +1,8 @@
 """The dm-verity superblock that follows a data region.
 
-Source: cryptsetup, lib/verity/verity.c (struct verity_sb) and Documentation/admin-guide/device-mapper/verity.rst.
-It is a function of the descriptor, so that a sealed blob stays canonical and the verifier can demand equality.
+Source: cryptsetup, lib/verity/verity.c (struct verity_sb) and
+Documentation/admin-guide/device-mapper/verity.rst. It is a function of the descriptor, so that a sealed blob
+stays canonical and the verifier can demand equality.
 """
 
 from __future__ import annotations

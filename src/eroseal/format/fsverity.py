@@ -41,7 +41,14 @@ class Descriptor:
         """The 256 canonical bytes."""
         salt = self.params.salt
         return _DESCRIPTOR.pack(
-            1, self.params.algorithm.fsverity_id, LOG_BLOCK, len(salt), 0, self.data_size, self.root_hash, salt
+            1,
+            self.params.algorithm.fsverity_id,
+            LOG_BLOCK,
+            len(salt),
+            0,
+            self.data_size,
+            self.root_hash,
+            salt,
         )
 
     @classmethod
@@ -59,9 +66,7 @@ class Descriptor:
         if not 0 < data_size <= MAX_DATA_SIZE or data_size % BLOCK:
             raise FormatError(f"fs-verity data size {data_size} is not a positive multiple of {BLOCK}")
         algorithm = HashAlgorithm.from_fsverity_id(algorithm_id)
-        descriptor = cls(
-            TreeParams(algorithm, salt[:salt_size]), data_size, root[: algorithm.digest_size]
-        )
+        descriptor = cls(TreeParams(algorithm, salt[:salt_size]), data_size, root[: algorithm.digest_size])
         if descriptor.encode() != data:
             raise FormatError("fs-verity descriptor is not canonical: a reserved byte is not zero")
         return descriptor
@@ -75,4 +80,6 @@ class Descriptor:
 
 def formatted_digest(digest: Digest) -> bytes:
     """`struct fsverity_formatted_digest`: what the kernel's built-in signatures sign."""
-    return _FORMATTED_MAGIC + struct.pack("<HH", digest.algorithm.fsverity_id, len(digest.value)) + digest.value
+    return (
+        _FORMATTED_MAGIC + struct.pack("<HH", digest.algorithm.fsverity_id, len(digest.value)) + digest.value
+    )

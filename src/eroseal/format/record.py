@@ -1,7 +1,7 @@
 """Seal and image records: one container, its entries, and the footer that helps to find it.
 
-Layout (docs/format.md, "Records"): a 32-byte header, entries aligned to 8 bytes in rising order of type, zero padding.
-Checksums guard against accidents only; no field here carries authority.
+Layout (docs/format.md, "Records"): a 32-byte header, entries aligned to 8 bytes in rising order of type, zero
+padding. Checksums guard against accidents only; no field here carries authority.
 """
 
 from __future__ import annotations
@@ -47,7 +47,14 @@ DATA_BLOB_SIGNATURE: Final = 22
 _SEAL_TYPES: Final = frozenset({DESCRIPTOR, CHUNK_MAP})
 _IMAGE_TYPES: Final = frozenset(range(IMAGE_SIGNATURE, DATA_BLOB_SIGNATURE + 1))
 _REPEATABLE: Final = frozenset(
-    {IMAGE_SIGNATURE, FSVERITY_SIGNATURE, DMVERITY_SIGNATURE, BOOTLOADER_SIGNATURE, KEY_ENVELOPE, DATA_BLOB_SIGNATURE}
+    {
+        IMAGE_SIGNATURE,
+        FSVERITY_SIGNATURE,
+        DMVERITY_SIGNATURE,
+        BOOTLOADER_SIGNATURE,
+        KEY_ENVELOPE,
+        DATA_BLOB_SIGNATURE,
+    }
 )
 
 
@@ -73,7 +80,9 @@ def encode_record(magic: bytes, entries: Iterable[RecordEntry]) -> bytes:
         body += _ENTRY.pack(entry.type, _CRITICAL if entry.critical else 0, len(entry.value))
         body += entry.value
         body += bytes(-len(body) % 8)
-    head = _HEADER.pack(magic, VERSION, HEADER_SIZE, HEADER_SIZE + len(body), google_crc32c.value(bytes(body)), 0)
+    head = _HEADER.pack(
+        magic, VERSION, HEADER_SIZE, HEADER_SIZE + len(body), google_crc32c.value(bytes(body)), 0
+    )
     return head[:28] + struct.pack("<I", google_crc32c.value(head[:28])) + bytes(body)
 
 

@@ -5,10 +5,11 @@ See docs/format.md, "Layout of a sealed blob". All offsets are bytes from the bl
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from eroseal.errors import FormatError
-from eroseal.format.chunkmap import encode_chunk_map
+from eroseal.format.chunkmap import decode_chunk_map, encode_chunk_map
 from eroseal.format.digest import BLOCK, TreeParams
 from eroseal.format.fsverity import Descriptor
 from eroseal.format.record import (
@@ -71,21 +72,39 @@ class TreeShape:
         return self.offset + sum(self.levels[level:]) * BLOCK
 
 
-def encode_seal(descriptor: Descriptor, chunk_blocks: list[int] | None) -> bytes:
+def encode_seal(descriptor: Descriptor, chunk_blocks: Iterable[int] | None) -> bytes:
     """The seal record with padding and footer: a blob's last R bytes.
 
     Args:
         descriptor: of the data region.
         chunk_blocks: lengths in blocks of a plain data blob's chunks; None leaves the map out.
+
+    Raises:
+        FormatError: the chunks cover more blocks than the data region has, or the record would be too long.
     """
     entries = [RecordEntry(DESCRIPTOR, descriptor.encode(), critical=True)]
     if chunk_blocks is not None:
-        entries.append(RecordEntry(CHUNK_MAP, encode_chunk_map(chunk_blocks)))
+        chunk_map = encode_chunk_map(chunk_blocks)
+        for _ in decode_chunk_map(chunk_map, total_blocks=descriptor.data_size // BLOCK):
+            pass  # the reader's rules are the writer's: a map that it would refuse is not written
+        entries.append(RecordEntry(CHUNK_MAP, chunk_map))
     record = encode_record(SEAL_MAGIC, entries)
-    length = -(-(len(record) + FOOTER_SIZE) // BLOCK) * BLOCK
+    if len(record) > MAX_SEAL_RECORD:
+        raise FormatError(f"seal record would have {len(record)} bytes, more than {MAX_SEAL_RECORD}")
+    return record + record_tail(descriptor, len(record))
+
+
+def padded_record_length(length: int) -> int:
+    """Bytes of a seal record with padding and footer (R), given those of its header and entries."""
+    return -(-(length + FOOTER_SIZE) // BLOCK) * BLOCK
+
+
+def record_tail(descriptor: Descriptor, length: int) -> bytes:
+    """What follows a seal record of `length` bytes: zeros and the footer, up to a whole block."""
     shape = TreeShape.of(descriptor.data_size, descriptor.params)
-    footer = Footer(descriptor.data_size, shape.record_offset, length)
-    return record.ljust(length - FOOTER_SIZE, b"\0") + footer.encode()
+    padded = padded_record_length(length)
+    footer = Footer(descriptor.data_size, shape.record_offset, padded)
+    return bytes(padded - length - FOOTER_SIZE) + footer.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +124,7 @@ class SealRecord:
     @property
     def padded_length(self) -> int:
         """Bytes with padding and footer (R)."""
-        return -(-(self.length + FOOTER_SIZE) // BLOCK) * BLOCK
+        return padded_record_length(self.length)
 
     @classmethod
     def parse(cls, data: bytes) -> SealRecord:
@@ -118,9 +137,7 @@ class SealRecord:
         if found is None or not found.critical:
             raise FormatError("seal record has no critical fs-verity descriptor")
         chunk_map = by_type.get(CHUNK_MAP)
+        if chunk_map is not None and chunk_map.critical:
+            raise FormatError("seal record marks its chunk map as critical, which it is not")
         length = HEADER_SIZE + sum(8 + len(entry.value) + -len(entry.value) % 8 for entry in entries)
-        return cls(
-            Descriptor.parse(found.value), None if chunk_map is None else chunk_map.value, length
-        )
-
-
+        return cls(Descriptor.parse(found.value), None if chunk_map is None else chunk_map.value, length)

@@ -1,0 +1,270 @@
+"""Files that appear whole or not at all.
+
+A result is written under a temporary name in the directory of its final one, synced, and moved there by one
+rename; then the directory is synced. The writer holds an flock on its temporary for as long as it lives, so
+what a killed writer left can be told from what a running one still needs without looking at ages or process
+numbers.
+
+`O_TMPFILE` was rejected: it cannot replace a file, some network file systems lack it, and worker processes
+could not open the file by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from eroseal.errors import OutputError
+
+TEMPORARY_PREFIX: Final = ".eroseal-tmp-"
+"""How every temporary name begins; image and blob names cannot begin with a dot."""
+
+_REASONS: Final = {
+    errno.ENOSPC: (
+        "the disk is full",
+        "free some space and run it again; nothing was left under the final name",
+    ),
+    errno.EDQUOT: ("the disk quota is used up", "free some space and run it again"),
+    errno.EFBIG: ("the file system does not take files of this size", "write to another file system"),
+    errno.EACCES: ("permission denied", "choose a place that you may write to"),
+    errno.EPERM: ("operation not permitted", "choose a place that you may write to"),
+    errno.EROFS: ("the file system is read-only", "choose a place that you may write to"),
+    errno.ENOENT: ("no such directory", "create the directory first"),
+    errno.ENOTDIR: ("a part of the path is not a directory", "check the path"),
+    errno.EISDIR: ("it is a directory", "name a file"),
+}
+# What link(2) says where the file system has no hard links, or (EPERM) where fs.protected_hardlinks objects.
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+
+
+def output_error(error: OSError, path: str | os.PathLike[str], doing: str = "cannot write") -> OutputError:
+    """An OSError met while writing, as one of our own.
+
+    Args:
+        error: what the system said.
+        path: what was being written.
+        doing: what failed, as "cannot write".
+    """
+    reason, hint = _REASONS.get(error.errno or 0, (error.strerror or str(error), None))
+    return OutputError(f"{doing}: {reason}", where=os.fspath(path), hint=hint)
+
+
+def exists_error(path: str | os.PathLike[str]) -> OutputError:
+    """The refusal to write over something that is there."""
+    return OutputError(
+        "exists already",
+        where=os.fspath(path),
+        hint="choose another name or remove it first; nothing was changed",
+    )
+
+
+class TemporaryFile:
+    """A file under a temporary name, which `commit` moves to its final one and anything else removes.
+
+    Args:
+        directory: of the final name, or on the same file system.
+        durable: sync to disk before the file appears; False is for benchmarks and tests.
+
+    Raises:
+        OutputError: the file cannot be created.
+    """
+
+    __slots__ = ("_durable", "_fd", "path")
+
+    def __init__(self, directory: Path, *, durable: bool = True) -> None:
+        self._durable = durable
+        try:
+            self._fd, self.path = _create_locked(directory)
+        except OSError as error:
+            raise output_error(error, directory, "cannot create a file in it") from error
+
+    @property
+    def fd(self) -> int:
+        """The descriptor, open for reading and writing; -1 once committed or discarded."""
+        return self._fd
+
+    def write_at(self, offset: int, data: bytes) -> None:
+        """All of `data` at byte `offset`; raises OutputError."""
+        try:
+            write_fully(self._fd, data, offset)
+        except OSError as error:
+            raise output_error(error, self.path) from error
+
+    def commit(self, final: Path, *, replace: bool = False, mode: int | None = None) -> None:
+        """Give the file its final name.
+
+        Args:
+            final: on the same file system as the temporary.
+            replace: take the place of a file that is there.
+            mode: permission bits; None keeps 0666 less the umask.
+
+        Raises:
+            OutputError: `final` exists and `replace` is not set, or the system refuses; nothing is left.
+        """
+        try:
+            if mode is not None:
+                os.fchmod(self._fd, mode)
+            if self._durable:
+                os.fsync(self._fd)
+            _move(self.path, final, replace=replace)
+            if self._durable:
+                sync_directory(final.parent)
+        except FileExistsError as error:
+            raise exists_error(final) from error
+        except OSError as error:
+            raise output_error(error, final) from error
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove the temporary name, if it is still there, and close the file; never raises."""
+        if self._fd < 0:
+            return
+        # While the lock is held: once it is released the name may be another writer's.
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+        os.close(self._fd)
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.discard()
+
+
+def write_atomic(path: Path, data: bytes, *, replace: bool = False, durable: bool = True) -> None:
+    """Write a small file whole or not at all; raises OutputError."""
+    with TemporaryFile(path.parent, durable=durable) as temporary:
+        temporary.write_at(0, data)
+        temporary.commit(path, replace=replace)
+
+
+def write_fully(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at byte `offset`, however many calls it takes; OSError passes through."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory last through a power cut; OSError passes through."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # Some network and FUSE file systems have no such thing as syncing a directory.
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+    finally:
+        os.close(fd)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file name is one of ours for something unfinished."""
+    return name.startswith(TEMPORARY_PREFIX)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Whether a temporary's writer is gone; in doubt (no permission, no locks here) it is not."""
+    fd = _lock_leftover(path)
+    if fd is None:
+        return False
+    os.close(fd)
+    return True
+
+
+def remove_abandoned(directory: Path) -> list[Path]:
+    """Remove what killed writers left in `directory`, never a living writer's file; never raises."""
+    removed = []
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(directory)):
+            path = directory / name
+            fd = _lock_leftover(path) if is_temporary(name) else None
+            if fd is None:
+                continue
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+                removed.append(path)
+            os.close(fd)
+    return removed
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path`, made where it is missing; waits for other processes and threads.
+
+    Raises:
+        OutputError: the lock file cannot be made or locked.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        raise output_error(error, path, "cannot lock") from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError as error:
+            raise output_error(error, path, "cannot lock") from error
+        yield
+    finally:
+        os.close(fd)
+
+
+def _create_locked(directory: Path) -> tuple[int, Path]:
+    while True:
+        path = directory / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        try:
+            # A file system without locks still gets its file; its leftovers are then never seen as abandoned.
+            with contextlib.suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between creation and lock a cleaner may have taken it for a leftover.
+            if os.fstat(fd).st_nlink:
+                return fd, path
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _lock_leftover(path: Path) -> int | None:
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return None
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _move(source: Path, final: Path, *, replace: bool) -> None:
+    if replace:
+        os.rename(source, final)
+        return
+    try:
+        # link(2) never replaces, so of two writers one fails; rename(2) would let the later one win.
+        os.link(source, final)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(final):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(final)) from error
+        os.rename(source, final)
+    # After link the temporary name is removed by discard, under the lock.

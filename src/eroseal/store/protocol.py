@@ -1,0 +1,162 @@
+"""What a store can do, and what it gives.
+
+Blobs and images are two capabilities: a cache is a store of blobs alone. Remote kinds implement the same
+protocols, so that commands never ask which kind they work on. Nothing that comes out of a store is trusted;
+the verifier decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from eroseal.errors import ErosealError, OutputError
+from eroseal.format.digest import Digest
+from eroseal.format.record import IMAGE_MAGIC, RecordEntry, encode_record, parse_record
+from eroseal.limits import MAX_IMAGE_RECORD
+from eroseal.readat import ReadAt
+from eroseal.store.document import ImageDocument
+from eroseal.store.reference import Reference
+
+RecordChange = Callable[[list[RecordEntry]], Sequence[RecordEntry]]
+"""Takes an image record's entries as they are and gives them as they should be; may be called once only."""
+
+
+class OpenBlob(ReadAt, Protocol):
+    """A blob's bytes, held open until closed."""
+
+    def close(self) -> None:
+        """Give the descriptor or connection back; closing twice does no harm."""
+        ...
+
+
+class BlobWriter(Protocol):
+    """A blob in the making: a local file that becomes a blob of the store, or nothing."""
+
+    @property
+    def fd(self) -> int:
+        """A descriptor, open for reading and writing."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """The file's temporary name, for worker processes that open it themselves."""
+        ...
+
+    def commit(self, digest: Digest) -> int:
+        """Put the sealed blob into the store; gives the size in bytes of the blob that the store then has."""
+        ...
+
+    def discard(self) -> None:
+        """Drop it; never raises."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None: ...
+
+
+class BlobStore(Protocol):
+    """Blobs by digest."""
+
+    def open_blob(self, digest: Digest) -> OpenBlob:
+        """The blob's bytes, unverified; raises NotFoundError."""
+        ...
+
+    def has_blob(self, digest: Digest) -> bool:
+        """Whether the blob is there; says nothing about its bytes."""
+        ...
+
+    def new_blob(self) -> BlobWriter:
+        """A context manager for a blob to be written, dropped unless committed."""
+        ...
+
+    def list_blobs(self) -> Iterator[Digest]:
+        """The digests of all blobs, in order of their hex digits."""
+        ...
+
+    def delete_blob(self, digest: Digest) -> None:
+        """Remove a blob; raises NotFoundError."""
+        ...
+
+
+class ImageStore(Protocol):
+    """Images by name: a document each, and an image record beside it."""
+
+    def image(self, name: str) -> tuple[ImageDocument, list[RecordEntry]]:
+        """The document and the record's entries, which belong together; raises NotFoundError, FormatError."""
+        ...
+
+    def put_image(
+        self, name: str, document: ImageDocument, record: Sequence[RecordEntry] = (), *, replace: bool = False
+    ) -> None:
+        """Publish an image whose blobs are all in the store; raises NotFoundError, OutputError."""
+        ...
+
+    def update_record(self, name: str, change: RecordChange) -> list[RecordEntry]:
+        """Replace the record by what `change` makes of it, excluding other writers; gives the new entries."""
+        ...
+
+    def list_images(self) -> list[str]:
+        """All image names, sorted."""
+        ...
+
+    def delete_image(self, name: str) -> None:
+        """Remove an image's document and record, not its blobs; raises NotFoundError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """An image as a reference gave it, in a store or in a single file; a context manager that closes `meta`.
+
+    Args:
+        reference: what was asked for.
+        meta: the meta blob's bytes, unverified.
+        record: entries of the image record.
+        document: the image document; None for a single file.
+        open_data: opens a data blob by digest; raises NotFoundError. The caller closes what it gives.
+        blob_path: the local file of a blob; None where there is none.
+        update_record: replaces the image record where the image lives.
+    """
+
+    reference: Reference
+    meta: OpenBlob
+    record: tuple[RecordEntry, ...]
+    document: ImageDocument | None
+    open_data: Callable[[Digest], OpenBlob]
+    blob_path: Callable[[Digest], Path | None]
+    update_record: Callable[[RecordChange], list[RecordEntry]]
+
+    def close(self) -> None:
+        """Close the meta blob."""
+        self.meta.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def encode_image_record(entries: Sequence[RecordEntry]) -> bytes:
+    """The image record's bytes, or b"" for no entries.
+
+    Raises:
+        OutputError: entries that `parse_record` would refuse, so that nothing unreadable is ever written.
+    """
+    if not entries:
+        return b""
+    data = encode_record(IMAGE_MAGIC, entries)
+    try:
+        parse_record(IMAGE_MAGIC, data, limit=MAX_IMAGE_RECORD)
+    except ErosealError as error:
+        raise OutputError(f"image record cannot be written: {error.what}") from error
+    return data

@@ -1,7 +1,8 @@
 """Where file data lies: from an inode's layout to byte ranges on devices.
 
 Three steps. *Pieces* come from the layout (flat blocks, inline tail, chunks) in addresses as written; the
-device map resolves each to a device and refuses what leaves it; neighbours that continue each other are merged.
+device map resolves each to a device and refuses what leaves it; neighbours that continue each other are
+joined.
 """
 
 from __future__ import annotations

@@ -249,6 +249,12 @@ class ImageReader:
         """Bytes of the meta blob and all data blobs together."""
         return self._meta.size + sum(device.size for device in self.source.devices)
 
+    @property
+    def metadata_size(self) -> int:
+        """Bytes that can hold metadata: the meta blob and the metabox."""
+        inside = self.superblock.feature_incompat & INCOMPAT_METABOX
+        return self._meta.size + (self._metabox_space().size if inside else 0)
+
     def _blocks(self, directory: Inode) -> Iterator[list[DirEntry]]:
         if not directory.is_dir:
             raise UsageError("not a directory", where=f"inode {directory.nid}")

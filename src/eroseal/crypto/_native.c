@@ -2,8 +2,8 @@
  * SHA-256 of 4096-byte blocks, many at once: what leaf hashing of a Merkle tree costs most of its time in.
  *
  * Python glue only; the kernels are in native/, in headers, so that the extension stays one translation unit without
- * compiler flags of its own: instruction sets are function attributes, and the processor is asked at run time. It keeps to
- * the stable ABI of Python 3.11, the first whose stable ABI has the buffer protocol.
+ * compiler flags of its own: instruction sets are function attributes, and the processor is asked at run time. It
+ * keeps to the stable ABI of Python 3.11, the first whose stable ABI has the buffer protocol.
  */
 #define PY_SSIZE_T_CLEAN
 #ifndef Py_LIMITED_API
@@ -15,7 +15,7 @@
 
 /* Below these, letting other threads run costs more than it gives. */
 #define BLOCKS_WORTH_THREADS 3
-#define BYTES_WORTH_THREADS 65536
+#define ZEROS_WORTH_THREADS 65536
 
 /* Written under the GIL, at import and by set_kernel. */
 static const sha256_kernel *current_kernel;
@@ -62,7 +62,7 @@ static void hash_blocks(const Py_buffer *data, const Py_buffer *salt, uint8_t *d
 PyDoc_STRVAR(sha256_blocks_doc,
              "sha256_blocks($module, /, buffer, salt=b'', out=None)\n--\n\n"
              "SHA-256 of (salt, block) for every 4096-byte block, joined.\n\n"
-             "The salt is empty or padded to 64 bytes. With `out`, 32 writable bytes a block, that is filled and returned.");
+             "The salt is empty or padded to 64 bytes. `out`, 32 writable bytes a block, is filled and returned.");
 
 static PyObject *native_sha256_blocks(PyObject *module, PyObject *args, PyObject *kwargs)
 {
@@ -98,7 +98,9 @@ static bool all_zero(const uint8_t *bytes, size_t length)
     static const uint8_t zeros[64];
     if (length <= sizeof zeros)
         return memcmp(bytes, zeros, length) == 0;
-    return memcmp(bytes, zeros, sizeof zeros) == 0 && memcmp(bytes, bytes + sizeof zeros, length - sizeof zeros) == 0;
+    if (memcmp(bytes, zeros, sizeof zeros) != 0)
+        return false;
+    return memcmp(bytes, bytes + sizeof zeros, length - sizeof zeros) == 0;
 }
 
 PyDoc_STRVAR(is_zero_doc, "is_zero($module, buffer, /)\n--\n\nWhether every byte is zero; true for no bytes.");
@@ -111,7 +113,7 @@ static PyObject *native_is_zero(PyObject *module, PyObject *object)
     (void)module;
     if (PyObject_GetBuffer(object, &data, PyBUF_SIMPLE) < 0)
         return NULL;
-    if (data.len >= BYTES_WORTH_THREADS) {
+    if (data.len >= ZEROS_WORTH_THREADS) {
         Py_BEGIN_ALLOW_THREADS
         zero = all_zero(data.buf, (size_t)data.len);
         Py_END_ALLOW_THREADS
@@ -122,7 +124,8 @@ static PyObject *native_is_zero(PyObject *module, PyObject *object)
     return PyBool_FromLong(zero);
 }
 
-PyDoc_STRVAR(kernel_name_doc, "kernel_name($module, /)\n--\n\nThe kernel in use; None if there is none for this processor.");
+PyDoc_STRVAR(kernel_name_doc,
+             "kernel_name($module, /)\n--\n\nThe kernel in use; None if there is none for this processor.");
 
 static PyObject *native_kernel_name(PyObject *module, PyObject *unused)
 {
@@ -130,7 +133,8 @@ static PyObject *native_kernel_name(PyObject *module, PyObject *unused)
     return current_kernel != NULL ? PyUnicode_FromString(current_kernel->name) : Py_NewRef(Py_None);
 }
 
-PyDoc_STRVAR(kernels_doc, "kernels($module, /)\n--\n\nNames of the kernels that this processor can run, best first.");
+PyDoc_STRVAR(kernels_doc,
+             "kernels($module, /)\n--\n\nNames of the kernels that this processor can run, best first.");
 
 static PyObject *native_kernels(PyObject *module, PyObject *unused)
 {
@@ -151,7 +155,8 @@ static PyObject *native_kernels(PyObject *module, PyObject *unused)
     return result;
 }
 
-PyDoc_STRVAR(set_kernel_doc, "set_kernel($module, name, /)\n--\n\nUse this kernel, or none (for tests and measurements).");
+PyDoc_STRVAR(set_kernel_doc,
+             "set_kernel($module, name, /)\n--\n\nUse this kernel, or none (for tests and measurements).");
 
 static PyObject *native_set_kernel(PyObject *module, PyObject *name)
 {
@@ -186,7 +191,8 @@ static int native_exec(PyObject *module)
 }
 
 static PyMethodDef native_methods[] = {
-    {"sha256_blocks", (PyCFunction)(void (*)(void))native_sha256_blocks, METH_VARARGS | METH_KEYWORDS, sha256_blocks_doc},
+    {"sha256_blocks", (PyCFunction)(void (*)(void))native_sha256_blocks, METH_VARARGS | METH_KEYWORDS,
+     sha256_blocks_doc},
     {"is_zero", native_is_zero, METH_O, is_zero_doc},
     {"kernel_name", native_kernel_name, METH_NOARGS, kernel_name_doc},
     {"kernels", native_kernels, METH_NOARGS, kernels_doc},

@@ -1,9 +1,9 @@
 /*
  * One message in each vector lane: the body of the AVX-512 (16 lanes) and AVX2 (8 lanes) kernels.
  *
- * Included once by each of them, with these defined: LANES, TARGET (function attribute), LANE_FN(name), vec, PIN_CLASS
- * (register constraint), and on vec ADD, SUB, SET1, ROR, SHR, XOR3, CHOICE, MAJORITY, STORE, and LOAD_WORDS (16
- * big-endian words of every lane). No include guard, on purpose; it undefines them all.
+ * Included once by each of them, with these defined: LANES, TARGET (function attribute), LANE_FN(name), vec,
+ * PIN_CLASS (register constraint), and on vec ADD, SUB, SET1, ROR, SHR, XOR3, CHOICE, MAJORITY, STORE, and LOAD_WORDS
+ * (16 big-endian words of every lane). No include guard, on purpose; it undefines them all.
  */
 
 #define SUM0(x) XOR3(ROR(x, 2), ROR(x, 13), ROR(x, 22))
@@ -17,9 +17,9 @@
 /*
  * One round; `k` is its constant plus schedule word, callers rotate the names of the state instead of its values.
  *
- * The order of the sums leaves three operations from one e to the next, and three from one a to the next. It costs one
- * operation more than the textbook order: 3 % where the ports are the limit (Golden Cove), while latency is the limit
- * where a vector operation takes two cycles (Zen 5).
+ * The order of the sums leaves three operations from one e to the next, and three from one a to the next. That is one
+ * operation more than in textbook order: 3 % slower where the ports are the limit (Golden Cove), but latency is the
+ * limit where a vector operation takes two cycles (Zen 5).
  */
 #define ROUND(a, b, c, d, e, f, g, h, k)                                                                      \
     do {                                                                                                      \

@@ -45,7 +45,7 @@ SHA_NI INLINE void sha_ni_add(sha_ni_state *state, sha_ni_state other)
 }
 
 /* Hash `streams` blocks; it is a constant where this is inlined, so the loops over it and the arrays vanish. */
-SHA_NI INLINE void sha_ni_hash(const sha256_job *job, const uint8_t *blocks, uint8_t *digests, const int streams)
+SHA_NI INLINE void sha_ni_hash(const sha256_job *job, const uint8_t *blocks, uint8_t *digests, const size_t streams)
 {
     const __m128i swap = _mm_set_epi32(0x0c0d0e0f, 0x08090a0b, 0x04050607, 0x00010203);
     const __m128i *constants = (const __m128i *)sha256_constants, *padding = (const __m128i *)job->padding;
@@ -53,11 +53,11 @@ SHA_NI INLINE void sha_ni_hash(const sha256_job *job, const uint8_t *blocks, uin
     __m128i w[SHA_NI_STREAMS][4];
 
 #pragma GCC unroll 4
-    for (int s = 0; s < streams; s++)
+    for (size_t s = 0; s < streams; s++)
         total[s] = sha_ni_load_state(job->state);
     for (size_t offset = 0; offset < BLOCK_SIZE; offset += CHUNK_SIZE) {
 #pragma GCC unroll 4
-        for (int s = 0; s < streams; s++) {
+        for (size_t s = 0; s < streams; s++) {
             const __m128i *chunk = (const __m128i *)(blocks + s * BLOCK_SIZE + offset);
             state[s] = total[s];
 #pragma GCC unroll 4
@@ -67,7 +67,7 @@ SHA_NI INLINE void sha_ni_hash(const sha256_job *job, const uint8_t *blocks, uin
 #pragma GCC unroll 16
         for (int i = 0; i < 16; i++) {
 #pragma GCC unroll 4
-            for (int s = 0; s < streams; s++) {
+            for (size_t s = 0; s < streams; s++) {
                 __m128i w0 = w[s][i & 3], w1 = w[s][(i + 1) & 3], w2 = w[s][(i + 2) & 3], w3 = w[s][(i + 3) & 3];
                 sha_ni_four_rounds(&state[s], _mm_add_epi32(w0, constants[i]));
                 if (i < 12)
@@ -76,20 +76,20 @@ SHA_NI INLINE void sha_ni_hash(const sha256_job *job, const uint8_t *blocks, uin
             }
         }
 #pragma GCC unroll 4
-        for (int s = 0; s < streams; s++)
+        for (size_t s = 0; s < streams; s++)
             sha_ni_add(&total[s], state[s]);
     }
 #pragma GCC unroll 4
-    for (int s = 0; s < streams; s++)
+    for (size_t s = 0; s < streams; s++)
         state[s] = total[s];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; i++) {
 #pragma GCC unroll 4
-        for (int s = 0; s < streams; s++)
+        for (size_t s = 0; s < streams; s++)
             sha_ni_four_rounds(&state[s], padding[i]);
     }
 #pragma GCC unroll 4
-    for (int s = 0; s < streams; s++) {
+    for (size_t s = 0; s < streams; s++) {
         sha_ni_add(&total[s], state[s]);
         sha_ni_store_digest(digests + s * DIGEST_SIZE, total[s]);
     }

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, pkcs7
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.peer.certs import (
@@ -46,7 +47,7 @@ from eroseal.format.digest import Digest, HashAlgorithm
 from eroseal.format.fsverity import formatted_digest
 from eroseal.format.record import RecordEntry
 from eroseal.format.statement import ImageSignature, SignatureKind, StackDigest, Statement
-from eroseal.limits import MAX_IMAGE_SIGNATURES
+from eroseal.limits import MAX_CERTIFICATES, MAX_IMAGE_SIGNATURES
 from eroseal.trust.policy import Policy, RolelessForm, authenticate
 from eroseal.trust.policyfile import load_policy_file, parse_policy_file
 
@@ -319,6 +320,26 @@ def test_weak_keys(key: object) -> None:
     by = signer(INTERMEDIATE, key=key)
     for rules in (pinning(by), under(ROOT)):
         refused(rules, cms_entry(by))
+
+
+def test_certificates_that_all_issue_each_other_end_in_a_refusal() -> None:
+    key = ec_key()
+    loop = [make("loop", issuer=make("loop", key=key, ca=True), key=key, ca=True) for _ in range(15)]
+    by = replace(signer(loop[0]), chain=tuple(item.certificate for item in loop))
+    assert "no valid path" in refused(under(ROOT), *[cms_entry(by)] * MAX_IMAGE_SIGNATURES)
+
+
+def test_more_certificates_than_a_signature_holds() -> None:
+    chain = tuple(signer().certificate for _ in range(MAX_CERTIFICATES))
+    with pytest.raises(KeyMaterialError, match="at most 16"):
+        cms_entry(replace(SIGNER, chain=chain))
+    builder = pkcs7.PKCS7SignatureBuilder().set_data(statement().encode())
+    builder = builder.add_signer(SIGNER.certificate, SIGNER.key, hashes.SHA256())
+    for item in chain:
+        builder = builder.add_certificate(item)
+    der = builder.sign(Encoding.DER, [pkcs7.PKCS7Options.DetachedSignature, pkcs7.PKCS7Options.Binary])
+    with pytest.raises(FormatError, match="more than 16"):
+        parse_cms(der)
 
 
 # Forms without a role

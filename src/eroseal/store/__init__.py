@@ -5,6 +5,7 @@ image each; `fsck` checks a store.
 """
 
 from eroseal.store.document import BlobInfo, ImageDocument
+from eroseal.store.fsck import Finding, StoreReport, check_store
 from eroseal.store.local import LocalStore
 from eroseal.store.protocol import BlobStore, BlobWriter, ImageStore, OpenBlob, RecordChange, StoredImage
 from eroseal.store.reference import (
@@ -23,6 +24,7 @@ __all__ = [
     "BlobStore",
     "BlobWriter",
     "FileReference",
+    "Finding",
     "ImageDocument",
     "ImageStore",
     "LocalStore",
@@ -31,8 +33,10 @@ __all__ = [
     "Reference",
     "SingleWriter",
     "StoreReference",
+    "StoreReport",
     "StoredImage",
     "check_name",
+    "check_store",
     "parse_reference",
     "parse_store",
     "resolve",

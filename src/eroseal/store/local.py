@@ -50,7 +50,7 @@ from eroseal.store.layout import (
     record_owner,
 )
 from eroseal.store.protocol import RecordChange, encode_image_record
-from eroseal.store.reference import NAME_PATTERN, RECORD_SUFFIX, check_name
+from eroseal.store.reference import RECORD_SUFFIX, check_name, is_image_name
 
 
 class LocalStore:
@@ -254,8 +254,7 @@ class LocalStore:
 
     def list_images(self) -> list[str]:
         """All image names, sorted."""
-        names = listing(self.path / "images")
-        return [name for name in names if NAME_PATTERN.fullmatch(name) and not name.endswith(RECORD_SUFFIX)]
+        return [name for name in listing(self.path / "images") if is_image_name(name)]
 
     def delete_image(self, name: str) -> None:
         """Remove an image's document and record; blobs stay, as other images may share them."""

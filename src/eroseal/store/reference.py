@@ -16,8 +16,8 @@ from typing import Final
 
 from eroseal.errors import UsageError
 
-NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,127}", re.ASCII)
-"""Image names: no slash, no leading dot or dash; with a record's suffix they fit into 255 bytes."""
+# No slash, no leading dot or dash; with a record's suffix a name fits into 255 bytes.
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@-]{0,127}", re.ASCII)
 RECORD_SUFFIX: Final = ".record"
 """Reserved ending: an image called so could take the place of another image's record."""
 
@@ -93,7 +93,7 @@ def check_name(name: str) -> str:
     Raises:
         UsageError: characters that are not allowed, too long, or a reserved ending.
     """
-    if not NAME_PATTERN.fullmatch(name):
+    if not _NAME.fullmatch(name):
         raise UsageError(
             f"not an image name: {name!r}",
             hint="1 to 128 letters, digits and . _ + @ -, beginning with a letter or digit",
@@ -104,6 +104,11 @@ def check_name(name: str) -> str:
             hint=f"names that end in {RECORD_SUFFIX} are kept for image records",
         )
     return name
+
+
+def is_image_name(name: str) -> bool:
+    """Whether an image may be called so."""
+    return _NAME.fullmatch(name) is not None and not name.endswith(RECORD_SUFFIX)
 
 
 def _refuse_unusable(text: str) -> None:

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from eroseal.errors import FormatError, NotFoundError, UsageError
+from eroseal.errors import NotFoundError, UsageError
 from eroseal.format.digest import Digest
 from eroseal.store.local import LocalStore
 from eroseal.store.protocol import OpenBlob, StoredImage
@@ -27,7 +27,8 @@ def resolve(
     Raises:
         UsageError: a reference that cannot be used, or data files for an image in a store.
         NotFoundError: no such store, image, meta blob or file.
-        FormatError: a broken image document or record, or a file that is not sealed.
+        IntegrityError: a file that is not sealed.
+        FormatError: a broken image document or record.
     """
     parsed = parse_reference(reference) if isinstance(reference, str) else reference
     if isinstance(parsed, FileReference):
@@ -87,7 +88,4 @@ def _resolve_file(reference: FileReference, data_files: Sequence[Path], *, durab
 def _claimed(path: Path) -> tuple[Digest, Path]:
     """What a sealed file claims to be; whoever opens it verifies that."""
     with open_sealed(path) as file:
-        try:
-            return read_layout(file, name=str(path)).digest, path
-        except FormatError as error:
-            raise FormatError(error.what, where=str(path), hint="seal it first") from error
+        return read_layout(file, name=str(path)).digest, path

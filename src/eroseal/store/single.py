@@ -8,11 +8,11 @@
 
 Without signatures nothing is appended: such a file is the blob, byte for byte.
 
-The record changes by writing a new file and renaming it. Rewriting the end in place was rejected: whatever
-the order, a crash leaves a moment in which the file's last bytes are no footer, and the file then cannot be
-found to be sealed. The data is copied by copy_file_range, which shares extents on file systems that can and
-keeps holes; elsewhere it costs one copy of the file. Images that are signed often belong into a store,
-where only a small record is written.
+The record changes by writing a new file and renaming it. Rewriting the end in place was rejected: a crash
+in the middle would lose the signatures that were there, and a reader at that moment would see half a record.
+The data is copied by copy_file_range, which shares extents on file systems that can, and keeps holes;
+elsewhere it costs one copy of the file. Images that are signed often belong into a store, where only a small
+record is written.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from eroseal.errors import ErosealError, FormatError, NotFoundError, OutputError, UnsupportedError
-from eroseal.format.digest import BLOCK, Digest
+from eroseal.format.digest import Digest
 from eroseal.format.fsverity import DESCRIPTOR_SIZE, Descriptor
 from eroseal.format.record import (
     DESCRIPTOR,
@@ -42,11 +42,12 @@ from eroseal.format.record import (
     parse_record,
     record_length,
 )
-from eroseal.format.sealed import TreeShape
+from eroseal.format.sealed import TreeShape, padded_record_length
 from eroseal.limits import IO_CHUNK, MAX_IMAGE_RECORD, MAX_SEAL_RECORD
 from eroseal.readat import FileAt, ReadAt
 from eroseal.store.atomic import TemporaryFile, exists_error, output_error, write_fully
 from eroseal.store.protocol import RecordChange, encode_image_record
+from eroseal.trust import SealLocation, find_seal
 
 _NOT_SEALED: Final = "seal it first, or check that the whole file was copied"
 # The first entry of every seal record: type 1, critical, 256 bytes.
@@ -81,17 +82,19 @@ class SingleLayout:
 
 
 def read_layout(source: ReadAt, *, name: str = "file") -> SingleLayout:
-    """Find the seal and image records from a file's end.
+    """Find the seal and image records of a file; nothing of it is verified.
 
     Args:
         source: of the whole file.
         name: of it, for messages.
 
     Raises:
-        FormatError: not a sealed file, cut short, or a broken record.
+        IntegrityError: no seal is found.
+        FormatError: cut short, or a broken record.
     """
+    location = find_seal(source)
     try:
-        return _read_layout(source)
+        return _read_layout(source, location)
     except FormatError as error:
         raise FormatError(error.what, where=name, hint=error.hint or _NOT_SEALED) from error
 
@@ -101,7 +104,7 @@ def image_tail(layout: SingleLayout, entries: Sequence[RecordEntry]) -> bytes:
     record = encode_image_record(entries)
     if not record:
         return b""
-    length = -(-(len(record) + FOOTER_SIZE) // BLOCK) * BLOCK
+    length = padded_record_length(len(record))
     return record.ljust(length - FOOTER_SIZE, b"\0") + layout.footer.encode()
 
 
@@ -272,26 +275,25 @@ def _copy_some(source_fd: int, target_fd: int, offset: int, length: int) -> int:
     return len(data)
 
 
-def _read_layout(source: ReadAt) -> SingleLayout:
-    size = source.size
-    footer = Footer.parse(source.read_at(size - FOOTER_SIZE, FOOTER_SIZE)) if size >= FOOTER_SIZE else None
-    if footer is None:
-        raise FormatError("not a sealed file: no footer at its end")
+def _read_layout(source: ReadAt, location: SealLocation) -> SingleLayout:
     head_size = HEADER_SIZE + len(_DESCRIPTOR_HEAD) + DESCRIPTOR_SIZE
-    head = source.read_at(footer.record_offset, head_size)
-    seal_length = _padded(record_length(SEAL_MAGIC, head, limit=MAX_SEAL_RECORD))
+    head = source.read_at(location.record_offset, head_size)
+    seal_length = padded_record_length(record_length(SEAL_MAGIC, head, limit=MAX_SEAL_RECORD))
     if head[HEADER_SIZE : HEADER_SIZE + len(_DESCRIPTOR_HEAD)] != _DESCRIPTOR_HEAD:
         raise FormatError("seal record does not begin with its descriptor")
     descriptor = Descriptor.parse(head[-DESCRIPTOR_SIZE:])
-    # Whoever rewrites the record cuts the file at this offset: the footer alone must not decide it.
+    # Whoever writes a record cuts the file at this offset: hints alone must not decide it.
     offset = TreeShape.of(descriptor.data_size, descriptor.params).record_offset
-    if footer != Footer(descriptor.data_size, offset, seal_length):
-        raise FormatError("footer and seal record disagree about where things are")
+    if location != SealLocation(descriptor.data_size, offset):
+        raise FormatError("seal record and file disagree about where things are")
     seal_end = offset + seal_length
-    if seal_end > size:
-        raise FormatError(f"file is truncated: its seal reaches to byte {seal_end}, it ends at byte {size}")
+    if seal_end > source.size:
+        raise FormatError(
+            f"truncated: the seal reaches to byte {seal_end}, the file ends at byte {source.size}"
+        )
     entries, end = _image_record(source, seal_end)
-    return SingleLayout(descriptor, footer, seal_end, end, tuple(entries), size)
+    footer = Footer(descriptor.data_size, offset, seal_length)
+    return SingleLayout(descriptor, footer, seal_end, end, tuple(entries), source.size)
 
 
 def _image_record(source: ReadAt, offset: int) -> tuple[list[RecordEntry], int]:
@@ -301,14 +303,10 @@ def _image_record(source: ReadAt, offset: int) -> tuple[list[RecordEntry], int]:
     if head[: len(IMAGE_MAGIC)] != IMAGE_MAGIC:
         return [], offset
     total = record_length(IMAGE_MAGIC, head, limit=MAX_IMAGE_RECORD)
-    end = offset + _padded(total)
+    end = offset + padded_record_length(total)
     if end > source.size:
         raise FormatError("image record is truncated")
     return parse_record(IMAGE_MAGIC, source.read_at(offset, total), limit=MAX_IMAGE_RECORD), end
-
-
-def _padded(record_size: int) -> int:
-    return -(-(record_size + FOOTER_SIZE) // BLOCK) * BLOCK
 
 
 def _lock_newest(path: Path) -> FileAt:

@@ -1,0 +1,336 @@
+"""Checking a native store: every document, record and block of a blob, and what does not belong.
+
+Nothing is changed. Each finding says what to do. *Damage* makes an image unreadable or is a reason to
+distrust the disk; *litter* takes space only: what killed writers left, and files that are not the store's.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from eroseal.errors import ErosealError, FormatError
+from eroseal.format.digest import Digest
+from eroseal.limits import MAX_IMAGE_RECORD
+from eroseal.readat import FileAt
+from eroseal.store.atomic import is_abandoned, is_temporary
+from eroseal.store.document import MAX_IMAGE_DOCUMENT, ImageDocument
+from eroseal.store.layout import (
+    LOCK_NAME,
+    complete_size,
+    digest_of_path,
+    is_blob_prefix,
+    listing,
+    parse_whole_record,
+    read_small,
+    record_owner,
+)
+from eroseal.store.local import LocalStore
+from eroseal.store.reference import is_image_name
+from eroseal.trust import open_blob, open_self_consistent, open_self_consistent_image, scan_blob
+
+Kind = Literal[
+    "broken-document",
+    "broken-record",
+    "missing-blob",
+    "wrong-size",
+    "wrong-devices",
+    "truncated-blob",
+    "corrupt-blob",
+    "misnamed-blob",
+    "unreadable",
+    "stray-temporary",
+    "stray-record",
+    "foreign-file",
+]
+"""What a finding is about."""
+
+LITTER: Final[frozenset[Kind]] = frozenset({"stray-temporary", "stray-record", "foreign-file"})
+"""Kinds that cost space and nothing else."""
+_AGAIN: Final = "delete it, then copy or build the image again"
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """Something that is not as it should be.
+
+    Args:
+        kind: of the finding.
+        path: of the file, as text.
+        what: what is wrong with it.
+        hint: what to do.
+    """
+
+    kind: Kind
+    path: str
+    what: str
+    hint: str
+
+    @property
+    def is_litter(self) -> bool:
+        """Whether it takes space and does no harm."""
+        return self.kind in LITTER
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what} ({self.hint})"
+
+
+class StoreReport(msgspec.Struct, frozen=True):
+    """What a check of a store found.
+
+    Args:
+        schema: of this document.
+        store: path of the store.
+        ok: there is no damage; there may be litter.
+        images: images with a document.
+        blobs: files that are called like blobs.
+        bytes: of these files together.
+        unreferenced: blobs that no image uses.
+        unreferenced_bytes: of these blobs together.
+        in_progress: temporary files of writers that are at work.
+        findings: damage and litter, by path.
+    """
+
+    schema: Literal["eroseal.fsck/1"]
+    store: str
+    ok: bool
+    images: int
+    blobs: int
+    bytes: int
+    unreferenced: int
+    unreferenced_bytes: int
+    in_progress: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def damage(self) -> tuple[Finding, ...]:
+        """The findings that matter."""
+        return tuple(finding for finding in self.findings if not finding.is_litter)
+
+    @property
+    def exit_code(self) -> int:
+        """A program's exit code: 0 no damage, 1 something is missing or unreadable, 3 not verified."""
+        kinds = {finding.kind for finding in self.damage}
+        return 3 if kinds - {"missing-blob", "unreadable"} else 1 if kinds else 0
+
+
+def check_store(
+    store: LocalStore,
+    *,
+    data: bool = True,
+    jobs: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> StoreReport:
+    """Check a store; others may go on using it.
+
+    Args:
+        store: to check.
+        data: verify every block of every blob; without it, only that blobs are there and have the right size.
+        jobs: threads that hash; None means one for each processor.
+        progress: told the bytes of data that were verified.
+
+    Raises:
+        NotFoundError: the store's own directories cannot be listed.
+    """
+    check = _Check(store)
+    check.run(data=data, jobs=jobs, progress=progress)
+    return check.report()
+
+
+class _Check:
+    """One run over one store."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self.store = store
+        self.findings: list[Finding] = []
+        self.images = 0
+        self.in_progress = 0
+        self.sizes: dict[Digest, int] = {}
+        self.documented: dict[Digest, int] = {}
+
+    def run(self, *, data: bool, jobs: int | None, progress: Callable[[int], None] | None) -> None:
+        self._top()
+        self.sizes = dict(self._blob_files())
+        # Images after blobs: a blob that was stored in between is looked up again, never reported missing.
+        documents = dict(self._documents())
+        for name, document in documents.items():
+            self._image(name, document)
+        self._records(documents)
+        for digest in self.sizes if data else ():
+            self._blob(digest, jobs=jobs, progress=progress)
+
+    def report(self) -> StoreReport:
+        unreferenced = [size for digest, size in self.sizes.items() if digest not in self.documented]
+        findings = tuple(sorted(self.findings, key=lambda finding: (finding.path, finding.kind)))
+        return StoreReport(
+            schema="eroseal.fsck/1",
+            store=str(self.store.path),
+            ok=all(finding.is_litter for finding in findings),
+            images=self.images,
+            blobs=len(self.sizes),
+            bytes=sum(self.sizes.values()),
+            unreferenced=len(unreferenced),
+            unreferenced_bytes=sum(unreferenced),
+            in_progress=self.in_progress,
+            findings=findings,
+        )
+
+    def _add(self, kind: Kind, path: Path, what: str, hint: str) -> None:
+        self.findings.append(Finding(kind, str(path), what, hint))
+
+    def _foreign(self, path: Path) -> None:
+        """Something whose name is not the store's: a temporary, or not ours at all."""
+        if not is_temporary(path.name):
+            self._add("foreign-file", path, "does not belong to the store", "move it elsewhere")
+        elif is_abandoned(path):
+            what = "left behind by a writer that was killed"
+            self._add("stray-temporary", path, what, "delete it; the next build into this store does so too")
+        else:
+            self.in_progress += 1
+
+    def _top(self) -> None:
+        for name in listing(self.store.path):
+            if name not in ("blobs", "images", LOCK_NAME):
+                self._foreign(self.store.path / name)
+
+    def _blob_files(self) -> Iterator[tuple[Digest, int]]:
+        blobs = self.store.path / "blobs"
+        for prefix in listing(blobs):
+            status = _status(blobs / prefix)
+            if status is None:
+                continue
+            if not is_blob_prefix(prefix) or not stat.S_ISDIR(status.st_mode):
+                self._foreign(blobs / prefix)
+                continue
+            for rest in listing(blobs / prefix):
+                status, digest = _status(blobs / prefix / rest), digest_of_path(prefix, rest)
+                if status is None:
+                    continue
+                if digest is None or not stat.S_ISREG(status.st_mode):
+                    self._foreign(blobs / prefix / rest)
+                else:
+                    yield digest, status.st_size
+
+    def _documents(self) -> Iterator[tuple[str, ImageDocument]]:
+        for name in listing(self.store.path / "images"):
+            path = self.store.path / "images" / name
+            if record_owner(name) is not None:
+                continue
+            if not is_image_name(name):
+                self._foreign(path)
+                continue
+            try:
+                data = read_small(path, limit=MAX_IMAGE_DOCUMENT)
+                if data is not None:
+                    self.images += 1
+                    yield name, ImageDocument.parse(data, where=str(path))
+            except FormatError as error:
+                self._add("broken-document", path, error.what, "copy or build the image again")
+            except ErosealError as error:
+                self._add("unreadable", path, error.what, "check permissions and the disk")
+
+    def _image(self, name: str, document: ImageDocument) -> None:
+        path = self.store.image_path(name)
+        for blob in dict.fromkeys(document.blobs):
+            self.documented[blob.digest] = blob.size
+            size = self.sizes.get(blob.digest)
+            status = _status(self.store.blob_path(blob.digest)) if size is None else None
+            if status is not None and stat.S_ISREG(status.st_mode):
+                size = status.st_size
+            if size is None:
+                what = f"blob {blob.digest} is missing"
+                self._add("missing-blob", path, what, "copy or build the image again")
+            elif size != blob.size:
+                what = f"blob {blob.digest} has {size} bytes, the document says {blob.size}"
+                self._add("wrong-size", path, what, "delete the blob, then copy or build the image again")
+        self._devices(path, document)
+
+    def _devices(self, path: Path, document: ImageDocument) -> None:
+        """The verified device table decides what an image consists of; its document must say the same."""
+        if document.image not in self.sizes:
+            return
+        expected: list[tuple[Digest | None, int]] = [(blob.digest, blob.data_size) for blob in document.blobs]
+        try:
+            with (
+                FileAt(self.store.blob_path(document.image)) as source,
+                open_self_consistent_image(source, open_data=self.store.open_blob) as image,
+            ):
+                found = [(image.digest, image.meta.size)]
+                found += [(device.digest, device.size) for device in image.devices]
+        except ErosealError:
+            return  # the blob's own check says what is wrong with it
+        if found[0][0] == document.image and found != expected:
+            what = "the document's blobs or their data sizes are not those of the image's device table"
+            self._add("wrong-devices", path, what, "copy or build the image again")
+
+    def _records(self, documents: dict[str, ImageDocument]) -> None:
+        for entry in listing(self.store.path / "images"):
+            name = record_owner(entry)
+            if name is None:
+                continue
+            path = self.store.path / "images" / entry
+            document = documents.get(name)
+            if document is None or self.store.record_path(name, document.image) != path:
+                self._add("stray-record", path, "no image uses this record", "delete it")
+                continue
+            try:
+                parse_whole_record(read_small(path, limit=MAX_IMAGE_RECORD) or b"", where=str(path))
+            except FormatError as error:
+                self._add("broken-record", path, error.what, "delete it and sign the image again")
+            except ErosealError as error:
+                self._add("unreadable", path, error.what, "check permissions and the disk")
+
+    def _blob(self, digest: Digest, *, jobs: int | None, progress: Callable[[int], None] | None) -> None:
+        path = self.store.blob_path(digest)
+        try:
+            with FileAt(path) as source:
+                self._scan(path, digest, source, jobs=jobs, progress=progress)
+        except ErosealError as error:
+            self._add("unreadable", path, error.what, "check permissions and the disk")
+
+    def _scan(
+        self,
+        path: Path,
+        digest: Digest,
+        source: FileAt,
+        *,
+        jobs: int | None,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        try:
+            blob = open_blob(source, digest)
+            bad = scan_blob(source, blob, jobs=jobs, keep_going=True, progress=progress)
+        except ErosealError as error:
+            self._refused(path, digest, source, error)
+            return
+        if bad:
+            first = min(bad, key=lambda block: block.offset)
+            what = f"{len(bad)} bad blocks, the first at byte {first.offset} (level {first.level})"
+            self._add("corrupt-blob", path, what, _AGAIN)
+        elif source.size != blob.seal.sealed_size:
+            what = f"{source.size - blob.seal.sealed_size} bytes follow the seal record"
+            self._add("wrong-size", path, what, _AGAIN)
+
+    def _refused(self, path: Path, digest: Digest, source: FileAt, error: ErosealError) -> None:
+        try:
+            other = open_self_consistent(source).digest
+        except ErosealError:
+            # Cut short as far as one can tell: no seal ends here, and no document knows better.
+            short = source.size < self.documented.get(digest, source.size + 1) and complete_size(path) is None
+            what = f"{error.what}; {source.size} bytes are there" if short else error.what
+            self._add("truncated-blob" if short else "corrupt-blob", path, what, _AGAIN)
+        else:
+            what = f"this is blob {other} under another blob's name" if other != digest else error.what
+            self._add("misnamed-blob" if other != digest else "corrupt-blob", path, what, _AGAIN)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """What lies there, links not followed; None for what is gone by now or cannot be looked at."""
+    try:
+        return os.lstat(path)
+    except OSError:
+        return None

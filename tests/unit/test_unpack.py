@@ -1,0 +1,809 @@
+"""Unpacking: confined to its target, complete, and without leftovers when it fails.
+
+Trees that mkfs.erofs can make come from it; hostile ones, which it refuses to make, from readers that lie.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import stat
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from eroseal.errors import FormatError, IntegrityError, OutputError, UnsupportedError
+from eroseal.image import unpack_confine
+from eroseal.image.inode import Inode
+from eroseal.image.reader import Extent, ImageReader
+from eroseal.image.unpack import UnpackResult, unpack
+from eroseal.image.unpack_confine import Target, check_name
+from eroseal.image.unpack_data import LARGE_FILE
+from eroseal.image.unpack_restore import MAX_WARNINGS, Warnings
+from eroseal.readat import BytesAt, FileAt, ReadAt
+
+NOBODY = 65534
+
+
+class PlainSource:
+    """An image and its data blobs as files, read as they are."""
+
+    def __init__(self, meta: ReadAt, *devices: ReadAt) -> None:
+        self.meta = meta
+        self.devices = devices
+
+    def device(self, index: int) -> ReadAt:
+        return self.devices[index]
+
+
+Make = Callable[..., ImageReader]
+
+
+@pytest.fixture
+def make(tmp_path: Path, require_peer: Callable[[str], str]) -> Iterator[Make]:
+    """Give a function that makes an image of a directory and opens it."""
+    opened: list[FileAt] = []
+    mkfs = require_peer("mkfs.erofs")
+
+    def build(source: Path, *options: str) -> ImageReader:
+        image = tmp_path / f"image{len(opened)}.erofs"
+        subprocess.run([mkfs, *options, image, source], check=True, capture_output=True)
+        opened.append(FileAt(image))
+        return ImageReader(PlainSource(opened[-1]))
+
+    yield build
+    for file in opened:
+        file.close()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Give a small tree with something of every kind that needs no privilege."""
+    tree = tmp_path / "source"
+    (tree / "a" / "deep" / "er").mkdir(parents=True)
+    (tree / "a" / "small").write_bytes(b"small")
+    (tree / "a" / "empty").touch()
+    (tree / "a" / "deep" / "block").write_bytes(os.urandom(4096))
+    (tree / "big").write_bytes(os.urandom(3 * LARGE_FILE + 17))
+    (tree / "link").symlink_to("a/small")
+    (tree / "dangling").symlink_to("/nowhere/at/all")
+    (tree / "to-outside").symlink_to("/")
+    os.mkfifo(tree / "fifo")
+    os.link(tree / "a" / "small", tree / "a" / "zmall")
+    os.link(tree / "fifo", tree / "fifo2")
+    os.link(tree / "link", tree / "a" / "link-too", follow_symlinks=False)
+    (tree / b"bytes-\xff\x80".decode("utf-8", "surrogateescape")).write_bytes(b"not UTF-8")
+    (tree / "set-id").touch()
+    (tree / "set-id").chmod(0o6755)
+    (tree / "a" / "sticky").mkdir()
+    (tree / "a" / "sticky").chmod(0o3777)
+    (tree / "closed").mkdir()
+    (tree / "closed" / "inside").write_bytes(b"inside")
+    (tree / "closed").chmod(0o500)
+    for number, path in enumerate(sorted(tree.rglob("*"))):
+        when = 1_600_000_000_123_456_789 + number * 1_000_000_007
+        os.utime(path, ns=(when, when), follow_symlinks=False)
+    os.utime(tree, ns=(5, 1_500_000_000_000_000_001))
+    return tree
+
+
+def listing(root: Path) -> dict[str, tuple[object, ...]]:
+    """Everything that should come back, by path; hard links as the first path of the same inode."""
+    found: dict[str, tuple[object, ...]] = {}
+    first: dict[int, str] = {}
+    for path in [root, *sorted(root.rglob("*"))]:
+        status = path.lstat()
+        name = str(path.relative_to(root))
+        content: object = None
+        if path.is_symlink():
+            content = os.readlink(path)
+        elif path.is_file():
+            content = path.read_bytes()
+        found[name] = (
+            status.st_mode,
+            status.st_uid,
+            status.st_gid,
+            status.st_mtime_ns,
+            status.st_rdev,
+            first.setdefault(status.st_ino, name),
+            content,
+        )
+    return found
+
+
+def xattrs(path: Path) -> dict[str, bytes]:
+    names = os.listxattr(path, follow_symlinks=False)
+    return {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
+
+
+# --- what comes back ---
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 16])
+@pytest.mark.usefixtures("need_root")
+def test_root_gets_everything_back(tmp_path: Path, source: Path, make: Make, jobs: int) -> None:
+    os.mknod(source / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    os.mknod(source / "block", stat.S_IFBLK | 0o640, os.makedev(259, 70000))
+    os.mknod(source / "socket", stat.S_IFSOCK | 0o600)
+    os.chown(source / "big", 70000, 80000)
+    os.chown(source / "link", 1, 2, follow_symlinks=False)
+    os.chown(source / "set-id", 1000, 1000)
+    (source / "set-id").chmod(0o6755)  # chown cleared the bits
+    result = unpack(make(source), tmp_path / "out", jobs=jobs)
+    assert listing(tmp_path / "out") == listing(source)
+    assert result.warnings == ()
+    assert result.hard_links == 3
+    assert result.special == 4
+    assert result.files == sum(1 for path in source.rglob("*") if path.is_file() and not path.is_symlink()) - 1
+    assert result.directories == 6
+
+
+@pytest.mark.parametrize("layout", ["--chunksize=4096", "-Enoinline_data", "-Eforce-inode-extended"])
+@pytest.mark.usefixtures("need_root")
+def test_layouts(tmp_path: Path, source: Path, make: Make, layout: str) -> None:
+    unpack(make(source, layout), tmp_path / "out")
+    assert listing(tmp_path / "out") == listing(source)
+
+
+@pytest.mark.usefixtures("need_root")
+def test_xattrs_and_acls(tmp_path: Path, source: Path, make: Make) -> None:
+    # user::rwx, user:33:rw-, group::r--, mask::rw-, other::---
+    acl = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", *entry)
+        for entry in [
+            (1, 7, 2**32 - 1),
+            (2, 6, 33),
+            (4, 4, 2**32 - 1),
+            (16, 6, 2**32 - 1),
+            (32, 0, 2**32 - 1),
+        ]
+    )
+    capability = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
+    wanted = {
+        "a/small": {"user.text": b"value", "user.empty": b"", "trusted.t": bytes(range(256))},
+        "big": {"system.posix_acl_access": acl, "user.big": b"x" * 900},
+        "set-id": {"security.capability": capability},
+        "a": {"system.posix_acl_default": acl, "system.posix_acl_access": acl},
+        ".": {"user.root": b"yes"},
+        "link": {"trusted.on-a-link": b"1"},
+        "fifo": {"trusted.on-a-fifo": b"2"},
+    }
+    for name, values in wanted.items():
+        for key, value in values.items():
+            os.setxattr(source / name, key, value, follow_symlinks=False)
+    unpack(make(source), tmp_path / "out")
+    assert listing(tmp_path / "out") == listing(source)
+    for path in [source, *source.rglob("*")]:
+        out = tmp_path / "out" / path.relative_to(source)
+        assert xattrs(out) == xattrs(path), path
+    assert xattrs(tmp_path / "out" / "a") == wanted["a"]
+    plain = unpack(make(source), tmp_path / "plain", keep_xattrs=False)
+    assert os.listxattr(tmp_path / "plain" / "a" / "small") == []
+    assert plain.warnings == ()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(
+    "runs", [[(8 << 20, 4096)], [], [(0, 4096)], [((40 << 20) - 5000, 5000)], [(0, 100), (9 << 20, 3 << 20)]]
+)
+def test_holes_stay_holes(tmp_path: Path, source: Path, make: Make, jobs: int, runs: list[tuple[int, int]]) -> None:
+    honest = make(source)
+    sparse = replace(honest.lookup(b"big"), size=40 << 20, layout=4)
+
+    def walk() -> Iterator[tuple[bytes, Inode]]:
+        yield b"", honest.root()
+        yield b"sparse", sparse
+
+    def extents(_: Inode) -> Iterator[Extent]:
+        at = 0
+        for start, length in [*runs, (sparse.size, 0)]:
+            if start > at:
+                yield Extent(at, start - at, None, 0)
+            if length:
+                yield Extent(start, length, 0, 0)
+            at = start + length
+
+    def read(_: Inode, offset: int, length: int) -> bytes:
+        assert any(start <= offset and offset + length <= start + size for start, size in runs)
+        assert length <= 1 << 20
+        return b"x" * length
+
+    reader = LyingReader(honest, walk=walk, extents=extents, read=read)
+    result = unpack(reader, tmp_path / "out", jobs=jobs)
+    made = (tmp_path / "out" / "sparse").stat()
+    assert made.st_size == sparse.size
+    assert made.st_blocks * 512 <= sum(length + 8192 for _, length in runs)
+    content = bytearray(sparse.size)
+    for start, length in runs:
+        content[start : start + length] = b"x" * length
+    assert (tmp_path / "out" / "sparse").read_bytes() == content
+    assert result.bytes_written == sum(length for _, length in runs)
+
+
+def test_root_without_owners(tmp_path: Path, source: Path, make: Make, need_root: None) -> None:
+    os.chown(source / "big", 4321, 4321)
+    unpack(make(source), tmp_path / "out", keep_owners=False)
+    assert (tmp_path / "out" / "big").stat().st_uid == os.geteuid()
+    assert stat.S_IMODE((tmp_path / "out" / "set-id").stat().st_mode) == 0o6755
+
+
+def test_as_a_user_bits_that_speak_of_the_owner_are_dropped(tmp_path: Path, source: Path, make: Make) -> None:
+    os.setxattr(source / "big", "user.kept", b"1")
+    unpack(make(source), tmp_path / "out", as_root=False, umask=0o027)
+    for path in source.rglob("*"):
+        made = (tmp_path / "out" / path.relative_to(source)).lstat()
+        wanted = path.lstat().st_mode
+        if not path.is_symlink():
+            wanted = stat.S_IFMT(wanted) | wanted & 0o750
+        assert made.st_mode == wanted, path
+        assert made.st_uid == os.geteuid()
+        assert made.st_mtime_ns == path.lstat().st_mtime_ns
+    assert os.getxattr(tmp_path / "out" / "big", "user.kept") == b"1"
+
+
+def run_as_nobody(check: Callable[[], None]) -> None:
+    """Run a check in a child process without privileges; it says on its exit what went wrong."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            os.umask(0o022)
+            check()
+            code = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.usefixtures("need_root")
+def test_an_ordinary_user(tmp_path: Path, source: Path, make: Make) -> None:
+    os.mknod(source / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    os.link(source / "null", source / "null2")
+    os.setxattr(source / "big", "trusted.t", b"1")
+    os.setxattr(source / "big", "user.u", b"1")
+    os.setxattr(source / "a" / "small", "security.s", b"1")
+    os.setxattr(source / "a" / "empty", "security.s", b"1")
+    os.chown(source / "big", 1000, 1000)
+    reader = make(source)
+    place = tmp_path / "place"
+    place.mkdir()
+    os.chown(place, NOBODY, NOBODY)
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        parent.chmod(0o755)
+
+    def check() -> None:
+        result = unpack(reader, place / "out")
+        warnings = {item.what: (item.path, item.count) for item in result.warnings}
+        assert warnings == {
+            "attribute trusted.t not restored: only root may set it": (b"big", 1),
+            "attribute security.s not restored: only root may set it": (b"a/empty", 2),
+            "device node not made: only root may": (b"null", 2),
+        }, warnings
+        made = (place / "out" / "big").stat()
+        assert (made.st_uid, made.st_gid) == (NOBODY, NOBODY)
+        assert os.getxattr(place / "out" / "big", "user.u") == b"1"
+        assert stat.S_IMODE((place / "out" / "set-id").stat().st_mode) == 0o755
+        assert stat.S_IMODE((place / "out" / "closed").stat().st_mode) == 0o500
+        assert (place / "out" / "closed" / "inside").read_bytes() == b"inside"
+        assert not (place / "out" / "null").exists()
+        with pytest.raises(OutputError, match="cannot unpack here"):
+            unpack(reader, tmp_path / "not-mine")
+
+    run_as_nobody(check)
+    assert not (tmp_path / "not-mine").exists()
+
+
+@pytest.mark.usefixtures("need_root")
+def test_an_ordinary_user_can_clean_up_behind_closed_modes(
+    tmp_path: Path, source: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "closed" / "sub").mkdir(mode=0)
+    (source / "closed" / "sub" / "file").touch()
+    reader = make(source)
+    place = tmp_path / "place"
+    place.mkdir()
+    os.chown(place, NOBODY, NOBODY)
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        parent.chmod(0o755)
+
+    def check() -> None:
+        # The last thing before the target itself is finished, when all modes below are set.
+        monkeypatch.setattr(Target, "check_in_place", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            unpack(reader, place / "out")
+        monkeypatch.undo()
+
+    run_as_nobody(check)
+    left = sorted(str(path.relative_to(place)) for path in place.rglob("*"))
+    # The target itself stays, as its name could no longer be checked.
+    assert left == ["out"]
+
+
+# --- the target ---
+
+
+def test_the_target_must_be_new_or_empty(tmp_path: Path, source: Path, make: Make) -> None:
+    reader = make(source)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "precious").write_text("mine")
+    for target, message in [
+        (full, "not empty"),
+        (full / "precious", "not a directory"),
+        (tmp_path / "missing" / "out", "No such file"),
+    ]:
+        with pytest.raises(OutputError, match=message):
+            unpack(reader, target)
+    assert os.listdir(full) == ["precious"]
+    link = tmp_path / "link"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    link.symlink_to(elsewhere)
+    with pytest.raises(OutputError, match="not a directory"):
+        unpack(reader, link)
+    assert os.listdir(elsewhere) == []
+
+
+@pytest.mark.parametrize("form", ["{}", "{}/", "{}//"])
+def test_an_empty_directory_is_taken(tmp_path: Path, source: Path, make: Make, form: str) -> None:
+    (tmp_path / "out").mkdir(mode=0o711)
+    unpack(make(source), form.format(tmp_path / "out"), as_root=False, umask=0)
+    assert (tmp_path / "out" / "a" / "small").read_bytes() == b"small"
+    assert (tmp_path / "out").stat().st_mtime_ns == source.stat().st_mtime_ns
+
+
+def test_the_current_directory_is_taken(
+    tmp_path: Path, source: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    unpack(make(source), b".")
+    assert (tmp_path / "out" / "a" / "small").read_bytes() == b"small"
+
+
+def test_a_default_acl_of_the_target_is_not_inherited(tmp_path: Path, source: Path, make: Make) -> None:
+    acl = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", *entry)
+        for entry in [
+            (1, 7, 2**32 - 1),
+            (2, 7, 33),
+            (4, 7, 2**32 - 1),
+            (16, 7, 2**32 - 1),
+            (32, 7, 2**32 - 1),
+        ]
+    )
+    for directory in ("here", "above"):
+        (tmp_path / directory).mkdir()
+        os.setxattr(tmp_path / directory, "system.posix_acl_default", acl)
+    for target in (tmp_path / "here", tmp_path / "above" / "out"):
+        unpack(make(source), target)
+        for path in [target, *target.rglob("*")]:
+            names = os.listxattr(path, follow_symlinks=False)
+            assert "system.posix_acl_access" not in names, path
+            assert "system.posix_acl_default" not in names, path
+
+
+def test_progress_is_told(tmp_path: Path, source: Path, make: Make) -> None:
+    calls: list[tuple[int, int]] = []
+    result = unpack(make(source), tmp_path / "out", progress=lambda *now: calls.append(now))
+    assert calls == sorted(calls)
+    assert calls[-1][0] == sum(1 for _ in source.rglob("*")) + 1
+    assert result.bytes_written >= calls[-1][1]
+
+
+def test_deep_trees_and_few_descriptors(tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpack_confine, "MAX_OPEN_DIRECTORIES", 4)
+    tree = tmp_path / "tree"
+    at = tree
+    for level in range(60):
+        at = at / f"level{level}"
+        at.mkdir(parents=True)
+        (at / "file").write_bytes(b"%d" % level)
+        (at / "zdir").mkdir()
+        if level:
+            os.link(tree / "level0" / "file", at / "zdir" / "far-link")
+    reader = make(tree)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 16, hard))
+    try:
+        unpack(reader, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert listing(tmp_path / "out") == listing(tree)
+
+
+# --- failing ---
+
+
+class LyingReader(ImageReader):
+    """A reader of which some answers are replaced, as a hostile image or a broken disk would."""
+
+    def __init__(self, honest: ImageReader, **answers: object) -> None:
+        super().__init__(honest.source)
+        for name, answer in answers.items():
+            setattr(self, name, answer)
+
+
+def descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (IntegrityError("block differs", step=5), IntegrityError),
+        (FormatError("extent leaves its device"), FormatError),
+        (UnsupportedError("compressed"), UnsupportedError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (MemoryError(), MemoryError),
+        (OSError(errno.EIO, "Input/output error"), OutputError),
+        (OSError(errno.ENOSPC, "No space left on device"), OutputError),
+    ],
+)
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_failure_midway_leaves_nothing(
+    tmp_path: Path,
+    source: Path,
+    make: Make,
+    jobs: int,
+    error: BaseException,
+    expected: type[BaseException],
+    existing: bool,
+) -> None:
+    honest = make(source)
+    big = honest.lookup(b"big").nid
+
+    def read(inode: Inode, offset: int, length: int) -> bytes:
+        if inode.nid == big and offset:
+            raise error
+        return honest.read(inode, offset, length)
+
+    place = tmp_path / "place"
+    place.mkdir()
+    target = place / "out"
+    before: tuple[object, ...] = ()
+    if existing:
+        target.mkdir(mode=0o751)
+        os.setxattr(target, "user.mine", b"1")
+        os.utime(target, ns=(1, 2))
+        before = (target.stat().st_mode, target.stat().st_mtime_ns)
+    open_before, threads_before = descriptors(), threading.active_count()
+    with pytest.raises(expected):
+        unpack(LyingReader(honest, read=read), target, jobs=jobs)
+    assert descriptors() == open_before
+    assert threading.active_count() == threads_before
+    if existing:
+        assert os.listdir(target) == []
+        assert (target.stat().st_mode, target.stat().st_mtime_ns) == before
+        assert os.listxattr(target) == ["user.mine"]
+    else:
+        assert os.listdir(place) == []
+
+
+def test_interrupted_at_every_step(tmp_path: Path, source: Path, make: Make) -> None:
+    """Whatever entry an interrupt falls on, nothing stays."""
+    reader = make(source)
+    entries = sum(1 for _ in reader.walk())
+    for step in range(1, entries + 1):
+
+        def interrupt(made: int, _written: int, step: int = step) -> None:
+            if made == step:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            unpack(reader, tmp_path / "out", progress=interrupt)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("at", ["open", "mkdir", "symlink", "link", "mknod", "chmod", "utime", "rename-guard"])
+def test_a_system_call_that_fails_leaves_nothing(
+    tmp_path: Path, source: Path, make: Make, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    reader = make(source)
+    if at == "rename-guard":
+        monkeypatch.setattr(Target, "check_in_place", lambda self: self._gone())
+        monkeypatch.setattr(Target, "_gone", lambda _: (_ for _ in ()).throw(OutputError("gone")), raising=False)
+    else:
+        real = getattr(os, at)
+        calls = iter(range(1000))
+
+        def fail(*args: object, **options: object) -> object:
+            # Late enough that something is there, early enough that every call of the tree is met.
+            if next(calls) == (2 if at not in ("link", "mknod") else 0):
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+            return real(*args, **options)
+
+        monkeypatch.setattr(os, at, fail)
+    with pytest.raises(OutputError) as caught:
+        unpack(reader, tmp_path / "out", jobs=1)
+    monkeypatch.undo()
+    if at == "rename-guard":
+        assert os.listdir(tmp_path / "out") == []
+    else:
+        assert not (tmp_path / "out").exists()
+        assert "Disk quota exceeded" in str(caught.value)
+
+
+@pytest.mark.usefixtures("need_root")
+def test_a_full_disk(tmp_path: Path, source: Path, make: Make) -> None:
+    reader = make(source)
+    place = tmp_path / "mount"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2M", "none", place], check=True)
+    try:
+        with pytest.raises(OutputError, match=r"big: cannot unpack: No space left on device \(free some space"):
+            unpack(reader, place / "out")
+        assert os.listdir(place) == []
+        with pytest.raises(OutputError, match="No space left"):
+            unpack(reader, place)
+        assert os.listdir(place) == []
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.usefixtures("need_root")
+def test_a_file_system_without_xattrs_warns(tmp_path: Path, source: Path, make: Make) -> None:
+    os.setxattr(source / "big", "user.u", b"1")
+    os.setxattr(source / "a", "user.u", b"1")
+    reader = make(source)
+    place = tmp_path / "mount"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "none", place], check=True)
+    try:
+        result = unpack(reader, place / "out")
+        # Order of paths is that of restoring: directories come last.
+        assert [(item.what, item.path, item.count) for item in result.warnings] == [
+            ("attribute user.u not restored: Operation not supported", b"big", 2)
+        ]
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+# --- hostile images ---
+
+
+@pytest.mark.parametrize("name", [b"", b".", b"..", b"a/b", b"/", b"a\0b", b"x" * 256])
+def test_names_that_are_no_names(name: bytes) -> None:
+    with pytest.raises(FormatError):
+        check_name(name)
+
+
+@pytest.mark.parametrize(
+    "path", [b"", b"../escaped", b"a/../../escaped", b"/escaped", b"a//escaped", b".", b"a/..", b"x\0y"]
+)
+@pytest.mark.parametrize("kind", ["a/small", "a", "link", "fifo"])
+def test_hostile_paths_are_refused(tmp_path: Path, source: Path, make: Make, path: bytes, kind: str) -> None:
+    honest = make(source)
+
+    def walk() -> Iterator[tuple[bytes, Inode]]:
+        yield b"", honest.root()
+        yield b"a", honest.lookup(b"a")
+        if path == b"":
+            yield b"a/small", honest.lookup(b"a/small")
+        yield path, honest.lookup(kind.encode(), follow=False)
+
+    place = tmp_path / "deep" / "place"
+    place.mkdir(parents=True)
+    with pytest.raises(FormatError):
+        unpack(LyingReader(honest, walk=walk), place / "out")
+    assert os.listdir(place) == []
+    assert os.listdir(place.parent) == ["place"]
+
+
+def test_a_symlink_is_not_followed_even_if_a_tree_says_it_is_a_directory(
+    tmp_path: Path, source: Path, make: Make
+) -> None:
+    """The classic attack: a link to outside, then a file below its name."""
+    honest = make(source)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    link, directory, file = (
+        honest.lookup(b"link", follow=False),
+        honest.lookup(b"a"),
+        honest.lookup(b"a/small"),
+    )
+
+    def readlink(_: Inode) -> bytes:
+        return os.fsencode(outside)
+
+    for second in (
+        [(b"x/evil", file)],
+        [(b"x", directory), (b"x/evil", file)],
+        [(b"x", file)],
+        [(b"y", directory), (b"y/../x/evil", file)],
+    ):
+
+        def walk(
+            second: list[tuple[bytes, Inode]] = second,
+        ) -> Iterator[tuple[bytes, Inode]]:
+            yield b"", honest.root()
+            yield b"x", link
+            yield from second
+
+        with pytest.raises((FormatError, OutputError)):
+            unpack(LyingReader(honest, walk=walk, readlink=readlink), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        assert os.listdir(outside) == []
+
+
+def test_hard_links_across_lies(tmp_path: Path, source: Path, make: Make) -> None:
+    """Link counts that lie cost a copy or a table entry, never correctness."""
+    honest = make(source)
+    small = honest.lookup(b"a/small")
+
+    def walk(nlink: int) -> Iterator[tuple[bytes, Inode]]:
+        yield b"", honest.root()
+        for number in range(5):
+            yield b"n%d" % number, replace(small, nlink=nlink)
+
+    for nlink, inodes in [(1, 5), (2, 3), (5, 1), (2**32 - 1, 1)]:
+        unpack(LyingReader(honest, walk=lambda nlink=nlink: walk(nlink)), tmp_path / f"out{nlink}")
+        made = [path.stat() for path in (tmp_path / f"out{nlink}").iterdir()]
+        assert len({status.st_ino for status in made}) == inodes
+        assert {path.read_bytes() for path in (tmp_path / f"out{nlink}").iterdir()} == {b"small"}
+
+
+@pytest.mark.parametrize("target", [b"", b"a\0b"])
+def test_impossible_symlink_targets(tmp_path: Path, source: Path, make: Make, target: bytes) -> None:
+    with pytest.raises(FormatError, match="symlink's target"):
+        unpack(LyingReader(make(source), readlink=lambda _: target), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_size_that_no_file_has(tmp_path: Path, source: Path, make: Make) -> None:
+    honest = make(source)
+    big = replace(honest.lookup(b"big"), size=(1 << 63) - 1)
+
+    def walk() -> Iterator[tuple[bytes, Inode]]:
+        yield b"", honest.root()
+        yield b"big", big
+
+    reader = LyingReader(honest, walk=walk, extents=lambda _: iter(()))
+    with pytest.raises(OutputError, match="big: cannot unpack"):
+        unpack(reader, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_time_that_no_file_has(tmp_path: Path, source: Path, make: Make) -> None:
+    honest = make(source)
+    small = replace(honest.lookup(b"a/small"), mtime=1 << 63)
+
+    def walk() -> Iterator[tuple[bytes, Inode]]:
+        yield b"", honest.root()
+        yield b"small", small
+
+    with pytest.raises(FormatError, match="small: owner or time is out of range"):
+        unpack(LyingReader(honest, walk=walk), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("need_root")
+def test_hostile_xattr_names(tmp_path: Path, source: Path, make: Make) -> None:
+    reader = LyingReader(make(source), xattrs=lambda _: [(b"user.a\0b", b"")])
+    with pytest.raises(FormatError, match="zero byte"):
+        unpack(reader, tmp_path / "out")
+    reader = LyingReader(make(source), xattrs=lambda _: [(b"no-such-space.x", b"1")])
+    result = unpack(reader, tmp_path / "out")
+    assert [item.what for item in result.warnings] == [
+        "attribute no-such-space.x not restored: Operation not supported"
+    ]
+
+
+def test_warnings_are_bounded() -> None:
+    warnings = Warnings()
+    for number in range(MAX_WARNINGS + 500):
+        warnings.add(f"kind {number}", b"path")
+    found = warnings.result()
+    assert len(found) == MAX_WARNINGS + 1
+    assert sum(item.count for item in found) == MAX_WARNINGS + 500
+
+
+# --- someone else in the target ---
+
+
+def meddle(at: bytes, action: Callable[[], None], reader: ImageReader) -> ImageReader:
+    """Do something just before the walk comes to a path."""
+    honest = reader.walk
+
+    def walk() -> Iterator[tuple[bytes, Inode]]:
+        for path, inode in honest():
+            if path == at:
+                action()
+            yield path, inode
+
+    return LyingReader(reader, walk=walk)
+
+
+def test_a_directory_swapped_for_a_link(
+    tmp_path: Path, source: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpack_confine, "MAX_OPEN_DIRECTORIES", 1)  # so that directories are opened anew
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    out = tmp_path / "out"
+
+    def swap() -> None:
+        (out / "a").rename(tmp_path / "moved")
+        (out / "a").symlink_to(outside)
+
+    with pytest.raises(OutputError, match=r"a/zmall: cannot unpack"):
+        unpack(meddle(b"a/zmall", swap, make(source)), out)
+    assert os.listdir(outside) == []
+    assert (out / "a").is_symlink()  # not ours, so it stays
+    assert [path.name for path in out.iterdir()] == ["a"]
+
+
+def test_a_directory_swapped_for_another(
+    tmp_path: Path, source: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpack_confine, "MAX_OPEN_DIRECTORIES", 1)
+    out = tmp_path / "out"
+
+    def swap() -> None:
+        (out / "a").rename(tmp_path / "moved")
+        (out / "a").mkdir()
+        (out / "a" / "precious").touch()
+
+    with pytest.raises(OutputError, match="replaced by someone else"):
+        unpack(meddle(b"a/zmall", swap, make(source)), out)
+    assert os.listdir(out / "a") == ["precious"]
+
+
+@pytest.mark.parametrize("replacement", ["link", "directory", "nothing"])
+def test_the_target_itself_swapped(tmp_path: Path, source: Path, make: Make, replacement: str) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").touch()
+    out = tmp_path / "out"
+
+    def swap() -> None:
+        out.rename(tmp_path / "moved")
+        if replacement == "link":
+            out.symlink_to(outside)
+        elif replacement == "directory":
+            out.mkdir()
+
+    with pytest.raises(OutputError, match="while it was unpacked to"):
+        unpack(meddle(b"fifo", swap, make(source)), out)
+    assert os.listdir(outside) == ["precious"]
+    assert os.listdir(tmp_path / "moved") == []  # what was made is gone, wherever it is now
+    assert out.is_symlink() == (replacement == "link")
+
+
+def test_what_others_put_there_stays(tmp_path: Path, source: Path, make: Make) -> None:
+    out = tmp_path / "out"
+
+    def put() -> None:
+        (out / "a" / "zmall").write_text("theirs")
+        (out / "a" / "other").write_text("theirs")
+
+    with pytest.raises(OutputError, match="a/zmall: cannot unpack: the target has it already"):
+        unpack(meddle(b"a/zmall", put, make(source)), out)
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*")) == ["a", "a/other", "a/zmall"]
+    assert (out / "a" / "zmall").read_text() == "theirs"
+
+
+def test_the_result_is_a_value(tmp_path: Path, source: Path, make: Make) -> None:
+    result = unpack(make(source), tmp_path / "out")
+    assert isinstance(result, UnpackResult)
+    with pytest.raises(AttributeError):
+        result.files = 3  # type: ignore[misc]
+
+
+def test_not_an_image() -> None:
+    with pytest.raises(FormatError):
+        ImageReader(PlainSource(BytesAt(bytes(8192))))

@@ -23,6 +23,7 @@ def hash_region(
     hasher: BlockHasher,
     *,
     write_leaves: Callable[[int, bytes], None],
+    start: int = 0,
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -34,6 +35,7 @@ def hash_region(
         hasher: hashes blocks with the tree's algorithm and salt.
         write_leaves: given the number of a first block and the joined hashes from it on; called from several
             threads, in any order.
+        start: byte offset of the first block to hash, a multiple of 4096: what lies before was hashed elsewhere.
         jobs: threads; None means one for each processor.
         progress: told the bytes hashed.
 
@@ -42,13 +44,13 @@ def hash_region(
     """
 
     def work(piece: int, buffer: memoryview) -> int:
-        offset = piece * PIECE_SIZE
+        offset = start + piece * PIECE_SIZE
         view = buffer[: min(PIECE_SIZE, data_size - offset)]
         read_into(fd, view, offset)
         write_leaves(offset // BLOCK, hasher.hash_blocks(view))
         return len(view)
 
-    run_pieces(-(-data_size // PIECE_SIZE), work, jobs=jobs, progress=progress)
+    run_pieces(-(-(data_size - start) // PIECE_SIZE), work, jobs=jobs, progress=progress)
 
 
 def write_tree(fd: int, shape: TreeShape, hasher: BlockHasher) -> bytes:

@@ -1,0 +1,1 @@
+"""Building: a source becomes a sealed, stored image."""

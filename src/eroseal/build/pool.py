@@ -1,0 +1,321 @@
+"""Worker processes and the messages between them and the parent.
+
+Workers are started as fresh interpreters (not forked: the calling program may have threads), talk over pipes in
+marshal's format, and end when their pipe does, so that a killed parent leaves none behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import marshal
+import os
+import queue
+import selectors
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections import deque
+from dataclasses import astuple
+from typing import Any, BinaryIO, Final, Protocol
+
+from eroseal.build.worker import FileTask, ScanError, SegmentTask, Worker, WorkerConfig, Write
+from eroseal.errors import ErosealError
+
+_LENGTH: Final = struct.Struct("<I")
+_TASKS_AHEAD: Final = 3
+"""Tasks that a worker has in hand at once: enough that it never waits, few enough to bound what is queued."""
+_ARENAS: Final = 3
+"""Arenas of a worker that may wait for the parent's decision."""
+
+Result = tuple[int, bool, int, Any]
+"""(task number, whether it is the task's last part, arena number, records or chunk hashes)."""
+
+
+class Pool(Protocol):
+    """Something that works on tasks and settles their arenas."""
+
+    def room(self) -> bool:
+        """Whether another task may be submitted now."""
+        ...
+
+    def submit(self, task: int, kind: str, body: FileTask | SegmentTask) -> None:
+        """Start a task; kind "F" for files, "S" for a segment."""
+        ...
+
+    def collect(self, task: int) -> Result:
+        """Wait for the next part of this task."""
+        ...
+
+    def settle(self, result: Result, tails_at: int, writes: list[Write]) -> None:
+        """Have an arena written."""
+        ...
+
+    def finish(self) -> None:
+        """Wait until all writes are done."""
+        ...
+
+    def stop(self) -> None:
+        """End at once; never raises."""
+        ...
+
+
+class LocalPool:
+    """One worker inside the calling process: for `--jobs 1`."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self._worker = Worker(config)
+        self._task: tuple[int, str, Any] | None = None
+        self._parts: deque[Result] = deque()
+        self._scan: Any = None
+
+    def room(self) -> bool:
+        return self._task is None
+
+    def submit(self, task: int, kind: str, body: FileTask | SegmentTask) -> None:
+        self._task = (task, kind, body)
+        self._scan = self._results(task, kind, body)
+
+    def _results(self, task: int, kind: str, body: Any) -> Any:
+        if kind == "S":
+            yield task, True, *self._worker.segment(body)
+            return
+        previous: tuple[int, list[Any]] | None = None
+        for part in self._worker.scan(body):
+            if previous is not None:
+                yield task, False, *previous
+            previous = part
+        assert previous is not None
+        yield task, True, *previous
+
+    def collect(self, task: int) -> Result:
+        result: Result = next(self._scan)
+        if result[1]:
+            self._task = None
+        return result
+
+    def settle(self, result: Result, tails_at: int, writes: list[Write]) -> None:
+        self._worker.settle(result[2], tails_at, writes)
+
+    def finish(self) -> None:
+        """Nothing is under way."""
+
+    def stop(self) -> None:
+        """Nothing to stop."""
+
+
+class ProcessPool:
+    """Several worker processes.
+
+    Args:
+        config: for every worker.
+        jobs: number of processes.
+    """
+
+    def __init__(self, config: WorkerConfig, jobs: int) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._workers: list[_Process] = []
+        self._owner: dict[int, _Process] = {}
+        self._parts: dict[int, deque[Result]] = {}
+        try:
+            for _ in range(jobs):
+                worker = _Process(config)
+                self._workers.append(worker)
+                self._selector.register(worker.output, selectors.EVENT_READ, worker)
+        except BaseException:
+            self.stop()
+            raise
+
+    def room(self) -> bool:
+        return any(len(worker.tasks) < _TASKS_AHEAD for worker in self._workers)
+
+    def submit(self, task: int, kind: str, body: FileTask | SegmentTask) -> None:
+        worker = min(self._workers, key=lambda item: len(item.tasks))
+        worker.tasks.add(task)
+        self._owner[task] = worker
+        self._parts[task] = deque()
+        worker.send((kind, task, body))
+
+    def collect(self, task: int) -> Result:
+        parts = self._parts[task]
+        while not parts:
+            for key, _ in self._selector.select():
+                self._receive(key.data)
+        result = parts.popleft()
+        if result[1]:
+            self._owner[task].tasks.discard(task)
+        return result
+
+    def settle(self, result: Result, tails_at: int, writes: list[Write]) -> None:
+        self._owner[result[0]].send(("W", result[2], (tails_at, writes)))
+        if result[1]:
+            del self._owner[result[0]], self._parts[result[0]]
+
+    def finish(self) -> None:
+        for worker in self._workers:
+            worker.send(("Q", 0, None))
+        for worker in self._workers:
+            kind, *_ = message = worker.receive()
+            if kind != "Q":
+                raise _error(message)
+        self.stop()
+
+    def stop(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+        self._workers.clear()
+        self._selector.close()
+
+    def _receive(self, worker: _Process) -> None:
+        message = worker.receive()
+        if message[0] != "P":
+            raise _error(message)
+        result: Result = message[1]
+        self._parts[result[0]].append(result)
+
+
+def _error(message: tuple[Any, ...]) -> Exception:
+    if message[0] == "E":
+        what, path, number, output = message[1]
+        return ScanError(what, path, number, output=output)
+    return ErosealError(f"a worker process failed: {message[1]}", hint="--jobs 1 works without processes")
+
+
+class _Process:
+    """The parent's end of one worker process."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        code = "import sys; sys.path[:] = {!r}; from eroseal.build.pool import worker_main; worker_main({!r})"
+        self._process = subprocess.Popen(
+            [sys.executable, "-S", "-E", "-c", code.format(sys.path, astuple(config))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            pass_fds=(config.data_fd, config.leaves_fd, config.tails_fd),
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self.input: BinaryIO = self._process.stdin  # type: ignore[assignment]
+        self.output: BinaryIO = self._process.stdout  # type: ignore[assignment]
+        self.tasks: set[int] = set()
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        with contextlib.suppress(BrokenPipeError):  # what went wrong is in the worker's last message
+            _send(self.input.fileno(), message)
+
+    def receive(self) -> tuple[Any, ...]:
+        message: tuple[Any, ...] | None = _receive(self.output.fileno())
+        if message is None:
+            return "X", f"it ended with status {self._process.wait()}"
+        return message
+
+    def kill(self) -> None:
+        self.input.close()
+        self.output.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def worker_main(config: tuple[Any, ...]) -> None:
+    """Entry point of a worker process: messages on standard input, results on standard output."""
+    gc.disable()  # no cycles are made here, and the collector would walk every record
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    inbox: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
+    # Messages are taken off the pipe at once: the parent must never block on one while this end blocks on a result.
+    threading.Thread(target=_pump, args=(inbox,), daemon=True).start()
+    try:
+        _Server(Worker(WorkerConfig(*config)), inbox).run()
+    except ScanError as error:
+        _send(1, ("E", (error.what, error.path, error.number, error.output)))
+    except Exception as error:  # the parent reports it: a traceback on a user's terminal helps nobody
+        _send(1, ("X", f"{type(error).__name__}: {error}"))
+
+
+class _Server:
+    """A worker's loop: tasks in the order they came, but writes first, since they free arenas."""
+
+    def __init__(self, worker: Worker, inbox: queue.SimpleQueue[tuple[Any, ...] | None]) -> None:
+        self._worker = worker
+        self._inbox = inbox
+        self._tasks: deque[tuple[Any, ...] | None] = deque()
+        self._unsettled = 0
+
+    def run(self) -> None:
+        while True:
+            while not self._tasks or not self._inbox.empty():
+                self._take()
+            message = self._tasks.popleft()
+            if message is None:
+                return
+            kind, number, body = message
+            if kind == "F":
+                for arena, records, last in _marked(self._worker.scan(body)):
+                    self._answer(number, last, arena, records)
+            elif kind == "S":
+                self._answer(number, True, *self._worker.segment(body))
+            else:
+                _send(1, ("Q",))
+                return
+
+    def _answer(self, task: int, last: bool, arena: int, content: Any) -> None:
+        _send(1, ("P", (task, last, arena, content)))
+        self._unsettled += 1
+        while self._unsettled > _ARENAS:
+            self._take()
+
+    def _take(self) -> None:
+        message = self._inbox.get()
+        if message is not None and message[0] == "W":
+            self._worker.settle(message[1], *message[2])
+            self._unsettled -= 1
+        else:
+            self._tasks.append(message)
+            if message is None:
+                self._unsettled = 0  # the parent is gone: end instead of waiting for it
+
+
+def _marked(parts: Any) -> Any:
+    """(arena, records, whether it is the last) for each part."""
+    previous = next(parts)
+    for part in parts:
+        yield *previous, False
+        previous = part
+    yield *previous, True
+
+
+def _pump(inbox: queue.SimpleQueue[Any]) -> None:
+    with contextlib.suppress(OSError):
+        while (message := _receive(0)) is not None:
+            inbox.put(message)
+    inbox.put(None)
+
+
+def _send(fd: int, message: tuple[Any, ...]) -> None:
+    data = marshal.dumps(message)
+    view = memoryview(_LENGTH.pack(len(data)) + data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _receive(fd: int) -> tuple[Any, ...] | None:
+    head = _read_exactly(fd, _LENGTH.size)
+    if head is None:
+        return None
+    body = _read_exactly(fd, _LENGTH.unpack(head)[0])
+    return None if body is None else marshal.loads(body)  # noqa: S302 - from our own worker, over a private pipe
+
+
+def _read_exactly(fd: int, length: int) -> bytes | None:
+    data = os.read(fd, length)
+    if len(data) == length:
+        return data
+    parts = [data]
+    missing = length - len(data)
+    while missing:
+        if not parts[-1]:
+            return None
+        parts.append(os.read(fd, min(missing, 1 << 20)))
+        missing -= len(parts[-1])
+    return b"".join(parts)

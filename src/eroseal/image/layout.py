@@ -1,0 +1,396 @@
+"""Where every inode of a new image goes.
+
+Strategy. Inodes are placed in the canonical order of the tree. An inode with its xattrs and its inline tail is one
+unit, and only the tail must not cross a block (fs/erofs/data.c refuses it), so units are packed into blocks by best
+fit: 129 stacks of blocks by free 32-byte slots, and a bit mask that says which are not empty. Only blocks of the
+last few MiB stay open, so that the writer can emit in the same order through a small window. Sizes come from the
+same functions that the writer packs with (`header_size`, `directory_blocks`), and the writer asserts each of them.
+
+The root's inode comes first, then the device table: the root's nid has 16 bits, and with 65,535 data blobs the table
+alone takes 8 MiB.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from eroseal.errors import SourceError, UnsupportedError
+from eroseal.format.erofs import (
+    CHUNK_INDEX_SIZE,
+    COMPACT_SIZE,
+    DEVICE_SLOT_SIZE,
+    DIRENT_SIZE,
+    EXTENDED_SIZE,
+    NID_SLOT,
+    SUPER_OFFSET,
+    SUPER_SIZE,
+)
+from eroseal.format.xattr import FILTER_DEFAULT, HEADER, MAX_SHARED, encode_entry, filter_bit, split_name
+from eroseal.limits import MAX_NAME_LEN, MAX_XATTR_AREA
+from eroseal.tree.model import NO_TAIL, Directory, Inode, Xattrs
+
+BLOCK: Final = 4096
+_SLOTS: Final = BLOCK // NID_SLOT
+_OPEN_BLOCKS: Final = 1024
+"""Blocks back from the end that still take units: the writer's window is this large."""
+META_START: Final = SUPER_OFFSET + SUPER_SIZE
+_U16: Final = 0xFFFF
+_U32: Final = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceEntry:
+    """A data blob of a new image.
+
+    Args:
+        tag: 64 bytes for its slot.
+        blocks: blocks of its data region.
+    """
+
+    tag: bytes
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOptions:
+    """What an image is made with, besides the tree.
+
+    Args:
+        devices: data blobs in device order; device k of the image is `devices[k - 1]`.
+        device_numbers: provisional device number in chunk locations to device number in the image.
+        chunk_size: bytes.
+        epoch: the image's own time, in seconds; inodes with exactly this time may be compact.
+        flat: whether contiguous files may be addressed through the unified space.
+        data_blocks: blocks at the image's start that are taken (superblock and, without data blobs, chunks).
+        uuid: 16 bytes, or None to derive one from the content.
+    """
+
+    devices: tuple[DeviceEntry, ...] = ()
+    device_numbers: Mapping[int, int] = field(default_factory=dict)
+    chunk_size: int = 65536
+    epoch: int = 0
+    flat: bool = True
+    data_blocks: int = 1
+    uuid: bytes | None = None
+
+
+class Placer:
+    """Gives out places in the metadata area: byte offsets from its start.
+
+    Args:
+        start: first free byte.
+    """
+
+    __slots__ = ("_mask", "_open", "end")
+
+    def __init__(self, start: int) -> None:
+        self._open: list[list[int]] = [[] for _ in range(_SLOTS + 1)]
+        self._mask = 0
+        self.end = start + -start % BLOCK
+        if start % BLOCK:
+            self._offer(start + -start % NID_SLOT, self.end)
+
+    def place(self, head: int, tail: int) -> int | None:
+        """A 32-byte aligned place for `head` bytes with `tail` bytes right behind that cross no block.
+
+        Returns None where the tail cannot be had (it and the head's odd end exceed a block): then it needs a block
+        of its own.
+        """
+        slots = -(-(head + tail) // NID_SLOT)
+        if slots <= _SLOTS:
+            return self._best_fit(slots)
+        if not tail:
+            return self._run(head)
+        behind = head % NID_SLOT
+        if behind + tail > BLOCK:
+            return None
+        # The head fills blocks up to a boundary, its odd end and the tail come behind it.
+        whole = head - behind
+        start = self.blocks(-(-whole // BLOCK))
+        boundary = self.end
+        position = boundary - whole
+        self.blocks(1)
+        self._offer(start, position)
+        last = boundary + behind + tail
+        self._offer(last + -last % NID_SLOT, self.end)
+        return position
+
+    def blocks(self, count: int) -> int:
+        """Whole blocks at the end."""
+        start = self.end
+        self.end += count * BLOCK
+        return start
+
+    def aligned(self, length: int, alignment: int) -> int:
+        """`length` bytes at the end, aligned; the rest of the last block stays open."""
+        start = self.end + -self.end % alignment
+        self.end = start + length
+        rest = self.end + -self.end % NID_SLOT
+        self.end += -self.end % BLOCK
+        self._offer(rest, self.end)
+        return start
+
+    def _run(self, length: int) -> int:
+        return self.aligned(length, NID_SLOT)
+
+    def _best_fit(self, slots: int) -> int:
+        while fitting := self._mask >> slots:
+            size = slots + (fitting & -fitting).bit_length() - 1
+            stack = self._open[size]
+            position = stack.pop()
+            if not stack:
+                self._mask &= ~(1 << size)
+            if position < self.end - _OPEN_BLOCKS * BLOCK:
+                # Too far back for the writer's window. What lies below it in the stack is older still.
+                stack.clear()
+                self._mask &= ~(1 << size)
+                continue
+            if size > slots:
+                self._push(position + slots * NID_SLOT, size - slots)
+            return position
+        position = self.blocks(1)
+        if slots < _SLOTS:
+            self._push(position + slots * NID_SLOT, _SLOTS - slots)
+        return position
+
+    def _offer(self, start: int, end: int) -> None:
+        if (end - start) // BLOCK:
+            start = end - (end - start) % BLOCK  # whole blocks are not worth remembering
+        slots = (end - start) // NID_SLOT
+        if slots > 0:
+            self._push(start, slots)
+
+    def _push(self, position: int, slots: int) -> None:
+        self._open[slots].append(position)
+        self._mask |= 1 << slots
+
+
+class XattrTable:
+    """Xattr areas of all inodes, with pairs that several inodes have stored once.
+
+    Args:
+        inodes: every inode once.
+    """
+
+    def __init__(self, inodes: list[Inode]) -> None:
+        sets = Counter(inode.xattrs for inode in inodes if inode.xattrs)
+        pairs: Counter[tuple[bytes, bytes]] = Counter()
+        for xattrs, count in sets.items():
+            for pair in xattrs:
+                pairs[pair] += count
+        self.shared = bytearray()
+        self._ids: dict[tuple[bytes, bytes], int] = {}
+        for pair in sorted(pair for pair, count in pairs.items() if count > 1):
+            self._ids[pair] = len(self.shared) // 4
+            self.shared += _entry(*pair)
+        self._areas = {xattrs: self._area(xattrs) for xattrs in sets}
+
+    @property
+    def used(self) -> bool:
+        """Whether any inode has xattrs."""
+        return bool(self._areas)
+
+    def area(self, xattrs: Xattrs) -> bytes:
+        """The inline area for these xattrs."""
+        return self._areas[xattrs] if xattrs else b""
+
+    def _area(self, xattrs: Xattrs) -> bytes:
+        shared = [self._ids[pair] for pair in xattrs if pair in self._ids][:MAX_SHARED]
+        listed = set(shared)
+        inline = [_entry(*pair) for pair in xattrs if self._ids.get(pair, -1) not in listed]
+        bloom = FILTER_DEFAULT
+        for name, _ in xattrs:
+            bloom &= ~filter_bit(*_split_name(name))
+        area = b"".join([HEADER.pack(bloom, len(shared)), *(item.to_bytes(4, "little") for item in shared), *inline])
+        if len(area) > MAX_XATTR_AREA:
+            raise SourceError(
+                f"extended attributes of one file take {len(area)} bytes, EROFS has room for {MAX_XATTR_AREA}"
+            )
+        return area
+
+
+def _entry(name: bytes, value: bytes) -> bytes:
+    return encode_entry(*_split_name(name), value)
+
+
+def _split_name(name: bytes) -> tuple[int, bytes]:
+    split = split_name(name)
+    if split is None:
+        raise SourceError(f"EROFS has no place for extended attribute {name!r}")
+    return split
+
+
+def is_compact(inode: Inode, epoch: int) -> bool:
+    """Whether the 32-byte form holds everything of this inode."""
+    return (
+        inode.mtime == epoch
+        and not inode.mtime_nsec
+        and inode.uid <= _U16
+        and inode.gid <= _U16
+        and inode.nlink <= _U16
+        and inode.size <= _U32
+    )
+
+
+def header_size(inode: Inode, xattr_size: int, options: ImageOptions) -> int:
+    """Bytes of inode, xattrs and chunk indexes: all that comes before an inline tail."""
+    size = (COMPACT_SIZE if is_compact(inode, options.epoch) else EXTENDED_SIZE) + xattr_size
+    count = chunk_entries(inode, options)
+    return size if not count else size + -size % CHUNK_INDEX_SIZE + count * CHUNK_INDEX_SIZE
+
+
+def chunk_entries(inode: Inode, options: ImageOptions) -> int:
+    """Chunk indexes that a file needs; 0 where a start block says it all."""
+    chunks = inode.chunks
+    if chunks is None:
+        return 0
+    if isinstance(chunks, array):
+        return len(chunks)
+    if options.flat and chunks >> 32 != _U32:
+        return 0
+    return 1
+
+
+def directory_blocks(directory: Directory) -> list[tuple[int, int, int]]:
+    """How a directory's entries fall into blocks: (first entry, entries, bytes) of each, "." and ".." included.
+
+    Entries are all names in byte order; a block is full when the next entry and its name do not fit.
+    """
+    blocks: list[tuple[int, int, int]] = []
+    first = used = count = 0
+    for name in all_names(directory):
+        need = DIRENT_SIZE + len(name)
+        if used + need > BLOCK:
+            blocks.append((first, count, used))
+            first, used, count = first + count, 0, 0
+        used += need
+        count += 1
+    blocks.append((first, count, used))
+    return blocks
+
+
+def all_names(directory: Directory) -> list[bytes]:
+    """The directory's names with "." and "..", in byte order."""
+    return sorted([*directory.names, b".", b".."])
+
+
+@dataclass(slots=True)
+class Layout:
+    """A planned image.
+
+    Args:
+        inodes: in canonical order, each with its `position` set.
+        xattrs: the xattr areas.
+        data_at, whole_blocks: byte offset in the metadata area and number of the whole data blocks of a directory, or
+            of a small file or symlink that could not be inlined, by index in `inodes`.
+        dir_blocks: for directories, by index in `inodes`, see `directory_blocks`.
+        device_table, shared_xattrs: byte offsets in the metadata area.
+        end: bytes of the metadata area, whole blocks.
+        meta_blkaddr: block where the metadata area starts.
+    """
+
+    inodes: list[Inode]
+    xattrs: XattrTable
+    data_at: dict[int, int]
+    whole_blocks: dict[int, int]
+    dir_blocks: dict[int, list[tuple[int, int, int]]]
+    device_table: int
+    shared_xattrs: int
+    end: int
+    meta_blkaddr: int
+
+
+def plan(root: Directory, options: ImageOptions) -> Layout:
+    """Place every inode of a tree.
+
+    Raises:
+        SourceError: a name of more than 255 bytes, or too many xattrs on one file.
+        UnsupportedError: the device table would start too far in.
+    """
+    inodes = list(root.inodes())
+    xattrs = XattrTable(inodes)
+    # With chunks in front (no data blobs) the metadata area is on its own, and nid 0 must not be used: readers of
+    # directories take inode number 0 for a deleted entry.
+    start = META_START if options.data_blocks == 1 else 2 * NID_SLOT
+    meta_blkaddr = 0 if options.data_blocks == 1 else options.data_blocks
+    layout = Layout(inodes, xattrs, {}, {}, {}, 0, 0, 0, meta_blkaddr)
+    placer = _place_root(layout, root, start, options)
+    for index, inode in enumerate(inodes):
+        if index:
+            _place(layout, placer, index, inode, options)
+    layout.shared_xattrs = placer.blocks(-(-len(xattrs.shared) // BLOCK))
+    layout.end = placer.end
+    return layout
+
+
+def _place_root(layout: Layout, root: Directory, start: int, options: ImageOptions) -> Placer:
+    """The root at `start`, then the device table; gives the placer for everything else."""
+    root.position = start
+    head = header_size(root, len(layout.xattrs.area(root.xattrs)), options)
+    blocks = _measure(root)
+    layout.dir_blocks[0] = blocks
+    whole, tail = _split(blocks)
+    end = start + head
+    if tail and end % BLOCK + tail <= BLOCK and end // BLOCK == (end + tail - 1) // BLOCK:
+        end += tail
+    elif tail:
+        whole += 1
+    if options.devices:
+        layout.device_table = end + -end % DEVICE_SLOT_SIZE
+        if layout.device_table // DEVICE_SLOT_SIZE > _U16:
+            raise UnsupportedError("the root directory's extended attributes leave no room for the device table")
+        end = layout.device_table + len(options.devices) * DEVICE_SLOT_SIZE
+    placer = Placer(end)
+    if whole:
+        layout.data_at[0] = placer.blocks(whole)
+        layout.whole_blocks[0] = whole
+    return placer
+
+
+def _place(layout: Layout, placer: Placer, index: int, inode: Inode, options: ImageOptions) -> None:
+    head = header_size(inode, len(layout.xattrs.area(inode.xattrs)), options)
+    whole = tail = 0
+    if isinstance(inode, Directory):
+        blocks = _measure(inode)
+        layout.dir_blocks[index] = blocks
+        whole, tail = _split(blocks)
+    elif inode.tail_at != NO_TAIL:
+        tail = inode.size % BLOCK
+    elif inode.target:
+        tail = inode.size
+    position = placer.place(head, tail)
+    if position is None:
+        position = placer.aligned(head, NID_SLOT)
+        whole += 1
+    inode.position = position
+    if whole:
+        layout.data_at[index] = placer.blocks(whole)
+        layout.whole_blocks[index] = whole
+
+
+def _measure(directory: Directory) -> list[tuple[int, int, int]]:
+    for name in directory.names:
+        if len(name) > MAX_NAME_LEN:
+            raise SourceError(f"name has {len(name)} bytes, EROFS has room for {MAX_NAME_LEN}", where=repr(name[:64]))
+    blocks = directory_blocks(directory)
+    directory.size = (len(blocks) - 1) * BLOCK + blocks[-1][2]
+    return blocks
+
+
+def _split(blocks: list[tuple[int, int, int]]) -> tuple[int, int]:
+    """(whole blocks, bytes of the inline tail) of a directory."""
+    last = blocks[-1][2]
+    return (len(blocks), 0) if last == BLOCK else (len(blocks) - 1, last)
+
+
+def blocks_of_devices(options: ImageOptions, primary_blocks: int) -> Iterator[tuple[DeviceEntry, int]]:
+    """Each data blob with its first block in the unified space, which continues the image's own blocks."""
+    address = primary_blocks
+    for device in options.devices:
+        # Beyond 32 bits there is no unified address; chunk indexes still reach the device by its number.
+        yield device, address if address + device.blocks < _U32 else 0
+        address += device.blocks

@@ -1,0 +1,317 @@
+"""The bytes of a new image, in the order of its layout.
+
+Inodes are packed in canonical order. The layout lets them move back by a few MiB at most, so the writer needs only a
+window of that size over the output; tails come from the spool in the same order. Every inode is checked to take
+exactly the bytes that the layout gave it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from array import array
+from collections.abc import Callable
+from typing import Final
+
+from eroseal.errors import ErosealError, UnsupportedError
+from eroseal.format.erofs import (
+    CHUNK_INDEX_SIZE,
+    CHUNK_INDEXES,
+    COMPAT_MTIME,
+    COMPAT_SB_CHKSUM,
+    COMPAT_XATTR_FILTER,
+    DIRENT,
+    DIRENT_SIZE,
+    FORMAT_EXTENDED,
+    FORMAT_LAYOUT_SHIFT,
+    FT_OF_IFMT,
+    INCOMPAT_CHUNKED_FILE,
+    INCOMPAT_DEVICE_TABLE,
+    INODE_COMPACT,
+    INODE_EXTENDED,
+    LAYOUT_CHUNK_BASED,
+    LAYOUT_FLAT_INLINE,
+    LAYOUT_FLAT_PLAIN,
+    NULL_ADDR_32,
+    SUPER_OFFSET,
+    DeviceSlot,
+    Superblock,
+    encode_rdev,
+    superblock_checksum,
+)
+from eroseal.image.layout import (
+    BLOCK,
+    ImageOptions,
+    Layout,
+    all_names,
+    blocks_of_devices,
+    chunk_entries,
+    header_size,
+    is_compact,
+)
+from eroseal.tree.model import DEVICE_SHIFT, NO_TAIL, NULL_CHUNK, Directory, Inode
+
+ReadTail = Callable[[int, int], bytes]
+"""(byte offset in the tail spool, length) to bytes; asked for in rising order."""
+
+_WINDOW: Final = 12 << 20
+"""Bytes of output held back at most; three times what the layout may look back."""
+_KEEP: Final = 5 << 20
+_BLOCK_MASK: Final = (1 << DEVICE_SHIFT) - 1
+_BLKSZBITS: Final = 12
+
+
+class Window:
+    """Random writes within the last MiBs of a growing file.
+
+    Args:
+        fd: output.
+        base: byte offset in the output of the window's address 0.
+    """
+
+    __slots__ = ("_base", "_buffer", "_fd", "_start")
+
+    def __init__(self, fd: int, base: int) -> None:
+        self._fd = fd
+        self._base = base
+        self._start = 0
+        self._buffer = bytearray()
+
+    def put(self, position: int, data: bytes | bytearray) -> None:
+        """Write `data` at `position`; what lies between is zero."""
+        at = position - self._start
+        end = at + len(data)
+        buffer = self._buffer
+        if end > len(buffer):
+            buffer += bytes(end + (1 << 20) - len(buffer))
+        buffer[at:end] = data
+        if end > _WINDOW:
+            self._flush(end - _KEEP)
+
+    def finish(self, end: int) -> None:
+        """Write what is left, up to `end`."""
+        missing = end - self._start - len(self._buffer)
+        self._buffer += bytes(max(0, missing))
+        self._flush(end - self._start)
+
+    def _flush(self, length: int) -> None:
+        write_all(self._fd, memoryview(self._buffer)[:length], self._base + self._start)
+        del self._buffer[:length]
+        self._start += length
+
+
+def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write everything, in as many calls as it takes."""
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        view = view[done:]
+        offset += done
+
+
+class ImageWriter:
+    """Writes one planned image.
+
+    Args:
+        layout: from `plan`.
+        options: those that it was planned with.
+        read_tail: gives inline tails.
+    """
+
+    def __init__(self, layout: Layout, options: ImageOptions, read_tail: ReadTail) -> None:
+        self._layout = layout
+        self._options = options
+        self._read_tail = read_tail
+        self.blocks = layout.meta_blkaddr + layout.end // BLOCK
+        self._slots = [
+            DeviceSlot(device.tag, device.blocks, uniaddr)
+            for device, uniaddr in blocks_of_devices(options, self.blocks)
+        ]
+        self._chunked = False
+
+    def write(self, fd: int) -> Superblock:
+        """Write all but chunk data to `fd` and return the superblock, as it stands at byte 1024.
+
+        Raises:
+            UnsupportedError: more data than 32-bit block addresses reach.
+            OSError: from writing.
+        """
+        layout, options = self._layout, self._options
+        window = Window(fd, layout.meta_blkaddr * BLOCK)
+        for index, inode in enumerate(layout.inodes):
+            if isinstance(inode, Directory):
+                head, tail, data = self._directory(index, inode)
+            else:
+                head, tail, data = self._inode(index, inode)
+            if len(head) != header_size(inode, len(layout.xattrs.area(inode.xattrs)), options):
+                raise ErosealError(f"internal error: inode {index} does not have its planned size")
+            window.put(inode.position, head + tail)
+            if not index:
+                window.put(layout.device_table, b"".join(slot.encode() for slot in self._slots))
+            if data:
+                window.put(layout.data_at[index], data)
+        window.put(layout.shared_xattrs, layout.xattrs.shared)
+        window.finish(layout.end)
+        superblock = self._superblock(options.uuid or bytes(16))
+        write_superblock(fd, superblock)
+        return superblock
+
+    def _superblock(self, uuid: bytes) -> Superblock:
+        layout, options = self._layout, self._options
+        devices = len(options.devices)
+        return Superblock(
+            blkszbits=_BLKSZBITS,
+            root_nid=layout.inodes[0].position // 32,
+            inos=len(layout.inodes),
+            blocks=self.blocks,
+            feature_compat=COMPAT_SB_CHKSUM | COMPAT_MTIME | (COMPAT_XATTR_FILTER if layout.xattrs.used else 0),
+            feature_incompat=(INCOMPAT_CHUNKED_FILE if self._chunked else 0)
+            | (INCOMPAT_DEVICE_TABLE if devices else 0),
+            epoch=options.epoch,
+            meta_blkaddr=layout.meta_blkaddr,
+            xattr_blkaddr=layout.meta_blkaddr + layout.shared_xattrs // BLOCK,
+            uuid=uuid,
+            extra_devices=devices,
+            devt_slotoff=layout.device_table // 128,
+        )
+
+    # --- inodes ---------------------------------------------------------------------------------
+    def _inode(self, index: int, inode: Inode) -> tuple[bytes, bytes, bytes]:
+        """(head, inline tail, whole blocks) of anything but a directory."""
+        kind = stat.S_IFMT(inode.mode)
+        tail = b""
+        if kind == stat.S_IFREG:
+            if inode.tail_at != NO_TAIL:
+                tail = self._read_tail(inode.tail_at, inode.size % BLOCK)
+            if inode.chunks is not None:
+                return self._with_chunks(index, inode, inode.chunks, tail)
+        elif kind == stat.S_IFLNK:
+            tail = inode.target
+        elif inode.rdev != (0, 0):
+            return self._pack(index, inode, LAYOUT_FLAT_PLAIN, encode_rdev(*inode.rdev)), b"", b""
+        if index in self._layout.data_at:
+            return self._pack(index, inode, LAYOUT_FLAT_PLAIN, self._block_of(index)), b"", tail.ljust(BLOCK, b"\0")
+        if tail:
+            return self._pack(index, inode, LAYOUT_FLAT_INLINE, NULL_ADDR_32), tail, b""
+        start = NULL_ADDR_32 if kind in (stat.S_IFREG, stat.S_IFLNK) else 0
+        return self._pack(index, inode, LAYOUT_FLAT_PLAIN, start), b"", b""
+
+    def _with_chunks(
+        self, index: int, inode: Inode, chunks: int | array[int], tail: bytes
+    ) -> tuple[bytes, bytes, bytes]:
+        entries = chunk_entries(inode, self._options)
+        if not entries:
+            if isinstance(chunks, array):
+                raise ErosealError("internal error: chunk list without indexes")
+            start = self._unified(chunks)
+            layout = LAYOUT_FLAT_INLINE if tail else LAYOUT_FLAT_PLAIN
+            return self._pack(index, inode, layout, start), tail, b""
+        self._chunked = True
+        if isinstance(chunks, array):
+            bits = (self._options.chunk_size // BLOCK).bit_length() - 1
+        else:
+            bits = (-(-inode.size // BLOCK) - 1).bit_length()
+            chunks = array("Q", [chunks])
+        head = self._pack(index, inode, LAYOUT_CHUNK_BASED, CHUNK_INDEXES | bits)
+        return head + bytes(-len(head) % CHUNK_INDEX_SIZE) + self._indexes(chunks), b"", b""
+
+    def _indexes(self, chunks: array[int]) -> bytes:
+        """`struct erofs_inode_chunk_index` for each chunk: u16 0, u16 device, u32 block."""
+        numbers = self._options.device_numbers
+        packed = array(
+            "Q",
+            [
+                NULL_ADDR_32 << 32
+                if chunk == NULL_CHUNK
+                else (chunk & _BLOCK_MASK) << 32 | (numbers[device] if (device := chunk >> DEVICE_SHIFT) else 0) << 16
+                for chunk in chunks
+            ],
+        )
+        if sys.byteorder == "big":
+            packed.byteswap()
+        return packed.tobytes()
+
+    def _unified(self, location: int) -> int:
+        device, block = location >> DEVICE_SHIFT, location & _BLOCK_MASK
+        if not device:
+            return block
+        slot = self._slots[self._options.device_numbers[device] - 1]
+        if not slot.uniaddr:
+            raise UnsupportedError("the data blobs together exceed 16 TiB, which 32-bit block addresses cannot reach")
+        return slot.uniaddr + block
+
+    def _directory(self, index: int, directory: Directory) -> tuple[bytes, bytes, bytes]:
+        parent = directory.parent or directory
+        children = dict(zip(directory.names, directory.children, strict=True))
+        children[b"."], children[b".."] = directory, parent
+        names = all_names(directory)
+        blocks = [
+            _dirents(names[first : first + count], children) for first, count, _ in self._layout.dir_blocks[index]
+        ]
+        whole = self._layout.whole_blocks.get(index, 0)
+        data = b"".join(block.ljust(BLOCK, b"\0") for block in blocks[:whole])
+        tail = b"".join(blocks[whole:])
+        start = self._block_of(index) if whole else NULL_ADDR_32
+        return self._pack(index, directory, LAYOUT_FLAT_INLINE if tail else LAYOUT_FLAT_PLAIN, start), tail, data
+
+    def _block_of(self, index: int) -> int:
+        return self._layout.meta_blkaddr + self._layout.data_at[index] // BLOCK
+
+    def _pack(self, index: int, inode: Inode, layout: int, i_u: int) -> bytes:
+        """Inode and xattrs."""
+        area = self._layout.xattrs.area(inode.xattrs)
+        icount = (len(area) - 12) // 4 + 1 if area else 0
+        nlink = inode.nlink
+        if isinstance(inode, Directory):
+            nlink = 2 + sum(isinstance(child, Directory) for child in inode.children)
+        if is_compact(inode, self._options.epoch):
+            packed = INODE_COMPACT.pack(
+                layout << FORMAT_LAYOUT_SHIFT,
+                icount,
+                inode.mode,
+                nlink,
+                inode.size,
+                0,
+                i_u,
+                index + 1,
+                inode.uid,
+                inode.gid,
+            )
+        else:
+            packed = INODE_EXTENDED.pack(
+                FORMAT_EXTENDED | layout << FORMAT_LAYOUT_SHIFT,
+                icount,
+                inode.mode,
+                0,
+                inode.size,
+                i_u,
+                index + 1,
+                inode.uid,
+                inode.gid,
+                inode.mtime,
+                inode.mtime_nsec,
+                nlink,
+            )
+        return packed + area
+
+
+def _dirents(names: list[bytes], children: dict[bytes, Inode]) -> bytes:
+    """One block of directory entries, not padded."""
+    offset = len(names) * DIRENT_SIZE
+    entries = []
+    for name in names:
+        child = children[name]
+        file_type = FT_OF_IFMT[stat.S_IFMT(child.mode)]
+        entries.append(DIRENT.pack(child.position // 32, offset, file_type))
+        offset += len(name)
+    return b"".join([*entries, *names])
+
+
+def write_superblock(fd: int, superblock: Superblock) -> None:
+    """Write a superblock at byte 1024 with the checksum over its block."""
+    block = bytearray(os.pread(fd, BLOCK, 0).ljust(BLOCK, b"\0"))
+    block[SUPER_OFFSET : SUPER_OFFSET + superblock.size] = superblock.encode()
+    checksum = superblock_checksum(block, superblock.blkszbits)
+    block[SUPER_OFFSET + 4 : SUPER_OFFSET + 8] = checksum.to_bytes(4, "little")
+    write_all(fd, bytes(block), 0)

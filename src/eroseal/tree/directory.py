@@ -1,0 +1,160 @@
+"""A directory on disk as a source: the walk, in canonical order.
+
+Only directories, symlinks and special files are looked at here; regular files are merely named, since whoever reads
+them (`eroseal.build.worker`) gets their metadata from the open file for less.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from eroseal.errors import ErosealError, SourceError, UnsupportedError
+from eroseal.limits import MAX_SYMLINK
+from eroseal.tree.model import Directory, Inode, Xattrs
+
+Warn = Callable[[str], None]
+PENDING: Final = Inode(0, 0, 0, 0, 0, 0)
+"""Stands in `children` for a regular file that is not read yet."""
+
+
+@dataclass(slots=True)
+class ScannedDirectory:
+    """One directory of the walk.
+
+    Args:
+        path: on disk.
+        directory: its inode; `names` and `children` are complete but for regular files, which are PENDING.
+        files: names of regular files, in byte order.
+        slots: for each of them its index in `directory.children`, where it must be put.
+    """
+
+    path: bytes
+    directory: Directory
+    files: list[bytes] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+
+
+class DirectorySource:
+    """Walks a directory, each before its subdirectories, names in byte order.
+
+    Args:
+        path: the directory.
+        exclude: glob patterns; a path (relative, without leading slash) or a last component that matches is left
+            out with all below it.
+        warn: called with a sentence for what is left out (sockets are kept, unknown xattr names are not).
+
+    Raises:
+        SourceError: from `walk`, for what cannot be read.
+    """
+
+    def __init__(
+        self, path: str | bytes | os.PathLike[str], *, exclude: Sequence[str] = (), warn: Warn | None = None
+    ) -> None:
+        self._root = os.fsencode(path)
+        self._exclude = [os.fsencode(pattern.strip("/")) for pattern in exclude]
+        self._warn = warn or (lambda text: None)
+        self._links: dict[tuple[int, int], Inode] = {}
+
+    def walk(self) -> Iterator[ScannedDirectory]:
+        """The directories, the root first."""
+        try:
+            st = os.stat(self._root)
+        except OSError as error:
+            raise _unreadable(self._root, error) from error
+        if not stat.S_ISDIR(st.st_mode):
+            raise SourceError("is not a directory", where=os.fsdecode(self._root))
+        root = self._directory(self._root, st, None)
+        stack = [(self._root, root)]
+        while stack:
+            path, directory = stack.pop()
+            scanned = self._scan(path, directory)
+            yield scanned
+            stack.extend(
+                (os.path.join(path, name), child)
+                for name, child in zip(reversed(directory.names), reversed(directory.children), strict=True)
+                if isinstance(child, Directory)
+            )
+
+    def _scan(self, path: bytes, directory: Directory) -> ScannedDirectory:
+        scanned = ScannedDirectory(path, directory)
+        try:
+            with os.scandir(path) as listing:
+                entries = sorted((entry.name, entry) for entry in listing)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        names, children = directory.names, directory.children
+        for name, entry in entries:
+            if self._exclude and self._excluded(entry.path):
+                continue
+            if entry.is_file(follow_symlinks=False):
+                scanned.files.append(name)
+                scanned.slots.append(len(children))
+                names.append(name)
+                children.append(PENDING)
+                continue
+            names.append(name)
+            children.append(self._other(entry, directory))
+        return scanned
+
+    def _other(self, entry: os.DirEntry[bytes], parent: Directory) -> Inode:
+        try:
+            st = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(st.st_mode):
+                return self._directory(entry.path, st, parent)
+            if st.st_nlink > 1:
+                known = self._links.get((st.st_dev, st.st_ino))
+                if known is not None:
+                    known.nlink += 1
+                    return known
+            seconds, nsec = divmod(st.st_mtime_ns, 1_000_000_000)
+            inode = Inode(st.st_mode, st.st_uid, st.st_gid, seconds, nsec, 0, self._xattrs(entry.path))
+            if stat.S_ISLNK(st.st_mode):
+                inode.target = os.readlink(entry.path)
+                inode.size = len(inode.target)
+                if inode.size > MAX_SYMLINK:
+                    raise SourceError(f"symlink target has more than {MAX_SYMLINK} bytes", where=_show(entry.path))
+            elif stat.S_ISCHR(st.st_mode) or stat.S_ISBLK(st.st_mode):
+                inode.rdev = os.major(st.st_rdev), os.minor(st.st_rdev)
+            elif not (stat.S_ISFIFO(st.st_mode) or stat.S_ISSOCK(st.st_mode)):
+                raise UnsupportedError(
+                    f"file type {stat.S_IFMT(st.st_mode):#o} is not supported", where=_show(entry.path)
+                )
+        except OSError as error:
+            raise _unreadable(entry.path, error) from error
+        if st.st_nlink > 1:
+            self._links[st.st_dev, st.st_ino] = inode
+        return inode
+
+    def _directory(self, path: bytes, st: os.stat_result, parent: Directory | None) -> Directory:
+        seconds, nsec = divmod(st.st_mtime_ns, 1_000_000_000)
+        try:
+            xattrs = self._xattrs(path, follow=parent is None)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        return Directory(st.st_mode, st.st_uid, st.st_gid, seconds, nsec, xattrs, parent=parent)
+
+    def _xattrs(self, path: bytes, *, follow: bool = False) -> Xattrs:
+        names = os.listxattr(path, follow_symlinks=follow)
+        if not names:
+            return ()
+        return tuple(sorted((os.fsencode(name), os.getxattr(path, name, follow_symlinks=follow)) for name in names))
+
+    def _excluded(self, path: bytes) -> bool:
+        relative = os.path.relpath(path, self._root)
+        name = os.path.basename(path)
+        return any(
+            fnmatch.fnmatchcase(relative, pattern) or fnmatch.fnmatchcase(name, pattern) for pattern in self._exclude
+        )
+
+
+def _unreadable(path: bytes, error: OSError) -> ErosealError:
+    return SourceError(f"cannot read: {error.strerror}", where=_show(path), hint="--exclude leaves it out")
+
+
+def _show(path: bytes) -> str:
+    return os.fsdecode(path)

@@ -1,0 +1,127 @@
+"""The file tree that sources produce and the image writer consumes.
+
+Content is not here: a regular file holds only where its bytes went (chunk addresses, a place in the tail spool), so
+that the tree of a million files fits in memory whatever their sizes.
+"""
+
+from __future__ import annotations
+
+import stat
+from array import array
+from collections.abc import Iterator
+from typing import Final
+
+NO_TAIL: Final = -1
+"""`tail_at` of a file without an inline tail."""
+NULL_CHUNK: Final = 0xFFFFFFFFFFFFFFFF
+"""Location of a chunk of zeros: it takes no space."""
+DEVICE_SHIFT: Final = 32
+"""A chunk's location is `device << 32 | block`; device 0 is the image's own (meta) blob."""
+
+Xattrs = tuple[tuple[bytes, bytes], ...]
+"""(full name, value) pairs in byte order of the name."""
+
+
+class Inode:
+    """A file of any kind but a directory.
+
+    Args:
+        mode: st_mode, type bits included.
+        uid: owner, 32 bits.
+        gid: group, 32 bits.
+        mtime: seconds since the epoch, signed.
+        mtime_nsec: 0 to 999,999,999.
+        size: bytes of content; of the target for a symlink.
+        xattrs: extended attributes.
+
+    Further fields: `nlink` counts the names in the tree. `chunks` is None, one location (the content lies in
+    consecutive blocks from there) or an array with a location for each chunk. `tail_at` is the byte offset in the
+    tail spool of what lies behind the last whole block, or NO_TAIL. `target` belongs to symlinks, `rdev` (major,
+    minor) to devices. `position` is set by the layout: byte offset in the metadata area.
+    """
+
+    __slots__ = (
+        "chunks",
+        "gid",
+        "mode",
+        "mtime",
+        "mtime_nsec",
+        "nlink",
+        "position",
+        "rdev",
+        "size",
+        "tail_at",
+        "target",
+        "uid",
+        "xattrs",
+    )
+
+    def __init__(
+        self, mode: int, uid: int, gid: int, mtime: int, mtime_nsec: int, size: int, xattrs: Xattrs = ()
+    ) -> None:
+        self.mode = mode
+        self.uid = uid
+        self.gid = gid
+        self.mtime = mtime
+        self.mtime_nsec = mtime_nsec
+        self.size = size
+        self.xattrs = xattrs
+        self.nlink = 1
+        self.chunks: int | array[int] | None = None
+        self.tail_at = NO_TAIL
+        self.target = b""
+        self.rdev = (0, 0)
+        self.position = 0
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether this is a `Directory`."""
+        return stat.S_ISDIR(self.mode)
+
+
+class Directory(Inode):
+    """A directory: names in byte order, and an inode for each.
+
+    Args:
+        parent: None for the root.
+    """
+
+    __slots__ = ("children", "names", "parent")
+
+    def __init__(
+        self,
+        mode: int,
+        uid: int,
+        gid: int,
+        mtime: int,
+        mtime_nsec: int,
+        xattrs: Xattrs = (),
+        *,
+        parent: Directory | None = None,
+    ) -> None:
+        super().__init__(mode, uid, gid, mtime, mtime_nsec, 0, xattrs)
+        self.parent = parent
+        self.names: list[bytes] = []
+        self.children: list[Inode] = []
+
+    def directories(self) -> Iterator[Directory]:
+        """This directory and all below, each before its subdirectories, in byte order of names."""
+        stack = [self]
+        while stack:
+            directory = stack.pop()
+            yield directory
+            stack.extend(child for child in reversed(directory.children) if isinstance(child, Directory))
+
+    def inodes(self) -> Iterator[Inode]:
+        """Every inode once, in the canonical order: a directory, its files, then its subdirectories' inodes."""
+        seen: set[int] = set()
+        for directory in self.directories():
+            yield directory
+            for child in directory.children:
+                if isinstance(child, Directory):
+                    continue
+                if child.nlink > 1:
+                    if id(child) in seen:
+                        continue
+                    seen.add(id(child))
+                yield child

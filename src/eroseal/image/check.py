@@ -1,10 +1,11 @@
 """The structure check of a whole image: what no single read can judge.
 
-A validly signed image may still be broken or hostile. The reader refuses what leaves a blob or breaks a rule on
-the spot; this check visits every inode that the root reaches once and adds the rules that need the whole: names
-against inodes, link counts, "." and "..", cycles, overlaps, the bloom filter. Time is bounded by the image's
-size, because neither directories nor metadata may claim more bytes than there are; memory is a bit for each
-inode, a level of the stack for each directory on the way down, and a counter for each inode with several names.
+A validly signed image may still be broken or hostile. The reader refuses what leaves a blob or breaks a rule
+on the spot; this check visits every inode that the root reaches once and adds the rules that need the whole:
+names against inodes, link counts, "." and "..", cycles, overlaps, the bloom filter. Time is bounded by the
+image's size, because neither directories nor metadata may claim more bytes than there are; memory is a bit
+for each inode, a level of the stack for each directory on the way down, and a counter for each inode with
+several names.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def check_image(reader: ImageReader, *, progress: Callable[[int], None] | None =
         FormatError: something is broken; says what and where.
         UnsupportedError: a directory or the metadata is compressed.
     """
-    check_volume(reader)
-    return _Check(reader, progress).run()
+    warnings = check_volume(reader)
+    return _Check(reader, progress, warnings).run()
 
 
 @dataclass(slots=True)
@@ -94,7 +95,9 @@ class _Level:
 
 
 class _Check:
-    def __init__(self, reader: ImageReader, progress: Callable[[int], None] | None) -> None:
+    def __init__(
+        self, reader: ImageReader, progress: Callable[[int], None] | None, warnings: list[str]
+    ) -> None:
         self._reader = reader
         self._progress = progress
         self._guard = TreeGuard(reader.total_size)
@@ -111,8 +114,9 @@ class _Check:
         self._counts = dict.fromkeys(
             ("inodes", "directories", "names", "extents", "logical_bytes", "xattrs", "compressed"), 0
         )
-        self._warnings: list[str] = []
-        self._warnings_total = 0
+        self._warnings = warnings[:MAX_WARNINGS]
+        self._warnings_total = len(warnings)
+        self._chunked = bool(reader.superblock.feature_incompat & INCOMPAT_CHUNKED_FILE)
 
     def run(self) -> CheckResult:
         """Go through the tree, then settle the link counts."""
@@ -233,8 +237,10 @@ class _Check:
         space = self._reader.space(inode)
         size = inode.raw.size + inode.raw.xattr_size
         if inode.has_data and inode.layout == LAYOUT_CHUNK_BASED:
-            if not self._reader.superblock.feature_incompat & INCOMPAT_CHUNKED_FILE:
-                raise FormatError("inode is chunk-based, but the superblock lacks that feature")
+            if not self._chunked:
+                # mkfs.erofs 1.9.3 -Ededupe writes holes this way, and kernels read them.
+                self._warn(f"inode {inode.nid} is chunk-based, but the superblock does not say so")
+                self._chunked = True
             table = chunk_table(inode, space, self._reader.superblock.blkszbits)
             size += table.unit * table.count
         elif inode.has_data and inode.layout == LAYOUT_FLAT_INLINE:

@@ -15,10 +15,11 @@ from eroseal.format.erofs import (
 from eroseal.image.inode import Inode
 from eroseal.image.reader import ImageReader
 from eroseal.readat import ReadAt
+from eroseal.trust import VerifiedImage
 
 
-def check_volume(reader: ImageReader) -> None:
-    """Check superblock and device table against each other and against the blobs at hand.
+def check_volume(reader: ImageReader) -> list[str]:
+    """Check superblock and device table against each other and the blobs at hand; gives warnings.
 
     Args:
         reader: of the image.
@@ -40,11 +41,12 @@ def check_volume(reader: ImageReader) -> None:
             f"superblock claims {superblock.blocks} blocks of {superblock.block_size} bytes, "
             f"but the meta blob has {meta.size} bytes"
         )
-    _check_devices(reader)
+    warnings = _check_devices(reader)
     if superblock.feature_incompat & INCOMPAT_FRAGMENTS and superblock.packed_nid:
         _check_carrier(reader, superblock.packed_nid, "packed")
     if superblock.feature_incompat & INCOMPAT_METABOX:
         _check_carrier(reader, superblock.metabox_nid, "metabox")
+    return warnings
 
 
 def check_root(reader: ImageReader) -> Inode:
@@ -71,12 +73,17 @@ def _check_checksum(superblock: Superblock, meta: ReadAt) -> None:
         )
 
 
-def _check_devices(reader: ImageReader) -> None:
+def _check_devices(reader: ImageReader) -> list[str]:
     superblock = reader.superblock
+    warnings = []
     if superblock.extra_devices and not superblock.feature_incompat & INCOMPAT_DEVICE_TABLE:
         raise FormatError(f"superblock claims {superblock.extra_devices} devices without a device table")
+    sealed = isinstance(reader.source, VerifiedImage)
     for number, (slot, device) in enumerate(zip(reader.devices, reader.source.devices, strict=False), 1):
-        if slot.blocks * superblock.block_size != device.size:
+        if not slot.blocks and not sealed:
+            # mkfs.erofs 1.5 leaves the whole slot zero.
+            warnings.append(f"device slot {number} does not say how many blocks the device has")
+        elif slot.blocks * superblock.block_size != device.size:
             raise FormatError(
                 f"device slot {number} claims {slot.blocks} blocks of {superblock.block_size} bytes, "
                 f"but the data blob has {device.size} bytes"
@@ -88,6 +95,7 @@ def _check_devices(reader: ImageReader) -> None:
     for number, slot in enumerate(reader.devices, 1):
         if slot.blocks and 0 < slot.uniaddr < superblock.blocks:
             raise FormatError(f"device {number} overlaps the meta blob in the unified address space")
+    return warnings
 
 
 def _check_carrier(reader: ImageReader, nid: int, name: str) -> None:

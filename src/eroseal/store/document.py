@@ -120,9 +120,7 @@ class ImageDocument:
             raise FormatError(f"image document has more than {MAX_IMAGE_DOCUMENT} bytes", where=where)
         try:
             raw = msgspec.json.decode(data, type=ImageJson)
-            blobs = tuple(
-                BlobInfo(Digest.parse(blob.digest), blob.data_size, blob.size) for blob in raw.blobs
-            )
+            blobs = tuple(BlobInfo(Digest.parse(blob.digest), blob.data_size, blob.size) for blob in raw.blobs)
             document = cls(Digest.parse(raw.image), blobs)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise FormatError(f"not an image document: {error}", where=where) from error

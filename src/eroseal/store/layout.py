@@ -43,12 +43,7 @@ def digest_of_path(prefix: str, rest: str) -> Digest | None:
 def record_owner(file_name: str) -> str | None:
     """The image name in the name of a record's file, or None for other files."""
     stem, dot, digits = file_name.removesuffix(RECORD_SUFFIX).rpartition(".")
-    if (
-        not file_name.endswith(RECORD_SUFFIX)
-        or not dot
-        or len(digits) != BINDING_DIGITS
-        or set(digits) - _HEX
-    ):
+    if not file_name.endswith(RECORD_SUFFIX) or not dot or len(digits) != BINDING_DIGITS or set(digits) - _HEX:
         return None
     return stem
 
@@ -65,9 +60,7 @@ def is_plain_file(path: Path) -> bool:
     except OSError as error:
         raise NotFoundError(f"cannot look at it: {error.strerror}", where=str(path)) from error
     if not stat.S_ISREG(mode):
-        raise FormatError(
-            "not a plain file", where=str(path), hint="a store holds plain files only: remove it"
-        )
+        raise FormatError("not a plain file", where=str(path), hint="a store holds plain files only: remove it")
     return True
 
 

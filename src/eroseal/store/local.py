@@ -114,10 +114,12 @@ class LocalStore:
     def abandon(self) -> None:
         """After a failure: remove the directories that `create` made, unless they are used; never raises."""
         with contextlib.suppress(OSError):
+            if any(os.listdir(directory) for directory in self._created if directory != self.path):
+                return
+            if self.path in self._created:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path / LOCK_NAME)
             for directory in reversed(self._created):
-                if directory == self.path:
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(self.path / LOCK_NAME)
                 os.rmdir(directory)
         self._created = []
 
@@ -187,14 +189,13 @@ class LocalStore:
             NotFoundError: no image has this name.
             FormatError: the document or the record is broken.
         """
-        document = self._document(name)
         while True:
+            stamp = self._stamp(name)
+            document = self._document(name)
             record = self._record(name, document.image)
             # A replaced image takes its record with it: read again rather than report no signatures.
-            again = document if record else self._document(name)
-            if again.image == document.image:
-                return again, record
-            document = again
+            if record or self._stamp(name) == stamp:
+                return document, record
 
     def has_image(self, name: str) -> bool:
         """Whether an image has this name."""
@@ -271,6 +272,14 @@ class LocalStore:
     def _locked(self) -> contextlib.AbstractContextManager[None]:
         return exclusive_lock(self.path / LOCK_NAME)
 
+    def _stamp(self, name: str) -> tuple[int, int] | None:
+        """What differs once the document's file is another one."""
+        try:
+            status = os.lstat(self.image_path(name))
+        except OSError:
+            return None
+        return status.st_ino, status.st_ctime_ns
+
     def _document(self, name: str) -> ImageDocument:
         path = self.image_path(name)
         data = read_small(path, limit=MAX_IMAGE_DOCUMENT)
@@ -302,9 +311,7 @@ class LocalStore:
             try:
                 size = os.stat(path, follow_symlinks=False).st_size
             except FileNotFoundError as error:
-                raise NotFoundError(
-                    f"blob {blob.digest} is not in the store", where=str(self.path)
-                ) from error
+                raise NotFoundError(f"blob {blob.digest} is not in the store", where=str(self.path)) from error
             except OSError as error:
                 raise output_error(error, path, "cannot look at") from error
             if size != blob.size:

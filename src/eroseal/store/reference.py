@@ -113,9 +113,7 @@ def is_image_name(name: str) -> bool:
 
 def _refuse_unusable(text: str) -> None:
     if not text or "\0" in text:
-        raise UsageError(
-            "a reference is empty or holds a NUL byte", hint="write dir:PATH:NAME or a file's path"
-        )
+        raise UsageError("a reference is empty or holds a NUL byte", hint="write dir:PATH:NAME or a file's path")
     later = _LATER.match(text)
     if later:
         raise UsageError(

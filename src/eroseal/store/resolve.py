@@ -14,9 +14,7 @@ from eroseal.store.reference import FileReference, Reference, StoreReference, pa
 from eroseal.store.single import open_sealed, read_layout, update_record
 
 
-def resolve(
-    reference: str | Reference, *, data_files: Sequence[Path] = (), durable: bool = True
-) -> StoredImage:
+def resolve(reference: str | Reference, *, data_files: Sequence[Path] = (), durable: bool = True) -> StoredImage:
     """Open the image that a reference names; nothing of it is verified yet.
 
     Args:

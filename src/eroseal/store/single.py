@@ -235,9 +235,7 @@ class SingleWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._file.discard()
 
 
@@ -288,9 +286,7 @@ def _read_layout(source: ReadAt, location: SealLocation) -> SingleLayout:
         raise FormatError("seal record and file disagree about where things are")
     seal_end = offset + seal_length
     if seal_end > source.size:
-        raise FormatError(
-            f"truncated: the seal reaches to byte {seal_end}, the file ends at byte {source.size}"
-        )
+        raise FormatError(f"truncated: the seal reaches to byte {seal_end}, the file ends at byte {source.size}")
     entries, end = _image_record(source, seal_end)
     footer = Footer(descriptor.data_size, offset, seal_length)
     return SingleLayout(descriptor, footer, seal_end, end, tuple(entries), source.size)
@@ -345,14 +341,10 @@ def open_sealed(path: Path) -> FileAt:
     return FileAt(path)
 
 
-def _replace(
-    file: FileAt, real: Path, layout: SingleLayout, entries: Sequence[RecordEntry], *, durable: bool
-) -> None:
+def _replace(file: FileAt, real: Path, layout: SingleLayout, entries: Sequence[RecordEntry], *, durable: bool) -> None:
     before = os.fstat(file.fileno())
     if not stat.S_ISREG(before.st_mode):
-        raise OutputError(
-            "only regular files can be signed in place", where=str(real), hint="export it to a file"
-        )
+        raise OutputError("only regular files can be signed in place", where=str(real), hint="export it to a file")
     tail = image_tail(layout, entries)
     with TemporaryFile(real.parent, durable=durable) as temporary:
         try:

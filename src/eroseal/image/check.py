@@ -11,6 +11,7 @@ several names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -95,9 +96,7 @@ class _Level:
 
 
 class _Check:
-    def __init__(
-        self, reader: ImageReader, progress: Callable[[int], None] | None, warnings: list[str]
-    ) -> None:
+    def __init__(self, reader: ImageReader, progress: Callable[[int], None] | None, warnings: list[str]) -> None:
         self._reader = reader
         self._progress = progress
         self._guard = TreeGuard(reader.total_size)
@@ -108,8 +107,7 @@ class _Check:
         # every 32 bytes could claim an index array as large as the image.
         self._metadata = reader.metadata_size
         self._filtered = bool(
-            reader.superblock.feature_compat & COMPAT_XATTR_FILTER
-            and not reader.superblock.xattr_filter_reserved
+            reader.superblock.feature_compat & COMPAT_XATTR_FILTER and not reader.superblock.xattr_filter_reserved
         )
         self._counts = dict.fromkeys(
             ("inodes", "directories", "names", "extents", "logical_bytes", "xattrs", "compressed"), 0
@@ -122,14 +120,13 @@ class _Check:
         """Go through the tree, then settle the link counts."""
         root = check_root(self._reader)
         self._seen.add(root.nid)
-        self._visit(root, b"")
+        with _placing(b"", root.nid):
+            self._visit(root)
         stack = [self._enter(root, root.nid, b"", 0)]
         while stack:
             level = stack[-1]
-            try:
+            with _placing(level.path, level.inode.nid):
                 child = self._next_directory(level)
-            except (FormatError, UnsupportedError) as error:
-                raise _placed(error, level.path, level.inode.nid) from error
             if child is None:
                 self._leave(stack.pop())
             else:
@@ -139,9 +136,7 @@ class _Check:
             self._warn(f"inode {nid} claims {names} more names than the tree has")
         if self._progress is not None:
             self._progress(self._counts["inodes"])
-        return CheckResult(
-            **self._counts, warnings=tuple(self._warnings), warnings_total=self._warnings_total
-        )
+        return CheckResult(**self._counts, warnings=tuple(self._warnings), warnings_total=self._warnings_total)
 
     # --- directories ---
     def _enter(self, directory: Inode, parent: int, path: bytes, depth: int) -> _Level:
@@ -158,10 +153,8 @@ class _Check:
             path = prefix + entry.name
             self._guard.name(path)
             self._counts["names"] += 1
-            try:
-                inode = self._name(entry, path)
-            except (FormatError, UnsupportedError) as error:
-                raise _placed(error, path, entry.nid) from error
+            with _placing(path, entry.nid):
+                inode = self._name(entry)
             if inode is not None:
                 level.subdirectories += 1
                 return inode, path
@@ -170,7 +163,8 @@ class _Check:
     def _leave(self, level: _Level) -> None:
         expected = 1 if level.inode.dot_omitted else 2
         if level.dots != expected:
-            raise _placed(FormatError('directory lacks "." or ".."'), level.path, level.inode.nid)
+            with _placing(level.path, level.inode.nid):
+                raise FormatError('directory lacks "." or ".."')
         # 1 stands for "not counted", as on other file systems.
         if level.inode.nlink not in (1, 2 + level.subdirectories):
             self._warn(
@@ -178,24 +172,22 @@ class _Check:
                 f"with {level.subdirectories} subdirectories"
             )
 
-    def _name(self, entry: DirEntry, path: bytes) -> Inode | None:
+    def _name(self, entry: DirEntry) -> Inode | None:
         """Check one name and, if it is the first, its inode; gives the inode back if it is a directory."""
         inode = self._reader.inode(entry.nid)
         if entry.file_type != inode.file_type:
-            raise FormatError(
-                f"directory entry says file type {entry.file_type}, but the inode {inode.file_type}"
-            )
+            raise FormatError(f"directory entry says file type {entry.file_type}, but the inode {inode.file_type}")
         if inode.is_dir:
             if not self._seen.add(inode.nid):
                 raise FormatError("directory has more than one name: a cycle or a hard link")
-            self._visit(inode, path)
+            self._visit(inode)
             return inode
         if self._seen.add(inode.nid):
             if inode.nlink < 1:
                 raise FormatError("inode has a name, but claims nlink 0")
             if inode.nlink > 1:
                 self._left[inode.nid] = inode.nlink - 1
-            self._visit(inode, path)
+            self._visit(inode)
             return None
         left = self._left.get(inode.nid, 0)
         if not left:
@@ -207,7 +199,7 @@ class _Check:
         return None
 
     # --- inodes ---
-    def _visit(self, inode: Inode, path: bytes) -> None:
+    def _visit(self, inode: Inode) -> None:
         """Check an inode by itself, the first time that it is met."""
         counts = self._counts
         counts["inodes"] += 1
@@ -219,19 +211,16 @@ class _Check:
             counts["logical_bytes"] += inode.size
         elif not inode.is_symlink and inode.size:
             raise FormatError(f"special file claims {inode.size} bytes of data")
-        try:
-            self._check_footprint(inode)
-            if inode.raw.i_xattr_icount:
-                self._check_xattrs(inode)
-            if inode.compressed:
-                self._check_compressed(inode)
-            elif inode.has_data:
-                for _ in self._reader.extents(inode):
-                    counts["extents"] += 1
-            if inode.is_symlink and not inode.compressed:
-                self._check_symlink(inode)
-        except FormatError as error:
-            raise _placed(error, path, inode.nid) from error
+        self._check_footprint(inode)
+        if inode.raw.i_xattr_icount:
+            self._check_xattrs(inode)
+        if inode.compressed:
+            self._check_compressed(inode)
+        elif inode.has_data:
+            for _ in self._reader.extents(inode):
+                counts["extents"] += 1
+        if inode.is_symlink and not inode.compressed:
+            self._check_symlink(inode)
 
     def _check_footprint(self, inode: Inode) -> None:
         space = self._reader.space(inode)
@@ -291,12 +280,15 @@ def _check_dot(level: _Level, entry: DirEntry) -> None:
     level.dots += 1
 
 
-def _placed(error: FormatError | UnsupportedError, path: bytes, nid: int) -> FormatError | UnsupportedError:
-    """The same error, saying which path it is about; an inner place is kept."""
-    where = error.where or ""
-    if not where.startswith("/"):
-        where = f"{_show(path)} (inode {nid})"
-    return type(error)(error.what, where=where, hint=error.hint)
+@contextmanager
+def _placing(path: bytes, nid: int) -> Iterator[None]:
+    """Make errors say which path they are about; one that already does passes."""
+    try:
+        yield
+    except (FormatError, UnsupportedError) as error:
+        if error.where is not None and error.where.startswith("/"):
+            raise
+        raise type(error)(error.what, where=f"{_show(path)} (inode {nid})", hint=error.hint) from error
 
 
 def _show(path: bytes) -> str:

@@ -31,9 +31,7 @@ def check_volume(reader: ImageReader) -> list[str]:
     superblock = reader.superblock
     meta = reader.source.meta
     if SUPER_OFFSET + superblock.size > meta.size:
-        raise FormatError(
-            f"superblock of {superblock.size} bytes leaves the meta blob, which has {meta.size} bytes"
-        )
+        raise FormatError(f"superblock of {superblock.size} bytes leaves the meta blob, which has {meta.size} bytes")
     if superblock.feature_compat & COMPAT_SB_CHKSUM:
         _check_checksum(superblock, meta)
     if superblock.blocks * superblock.block_size > meta.size:
@@ -43,9 +41,9 @@ def check_volume(reader: ImageReader) -> list[str]:
         )
     warnings = _check_devices(reader)
     if superblock.feature_incompat & INCOMPAT_FRAGMENTS and superblock.packed_nid:
-        _check_carrier(reader, superblock.packed_nid, "packed")
+        _check_carrier(reader, reader.inode(superblock.packed_nid), "packed")
     if superblock.feature_incompat & INCOMPAT_METABOX:
-        _check_carrier(reader, superblock.metabox_nid, "metabox")
+        _check_carrier(reader, reader.metabox_inode(), "metabox")
     return warnings
 
 
@@ -55,9 +53,7 @@ def check_root(reader: ImageReader) -> Inode:
     if not root.is_dir:
         raise FormatError(f"the root, inode {root.nid}, has mode {root.mode:#o} and is not a directory")
     if not root.in_metabox and root.position < SUPER_OFFSET + reader.superblock.size:
-        raise FormatError(
-            f"the root, inode {root.nid}, lies at byte {root.position}, before the superblock's end"
-        )
+        raise FormatError(f"the root, inode {root.nid}, lies at byte {root.position}, before the superblock's end")
     return root
 
 
@@ -68,9 +64,7 @@ def _check_checksum(superblock: Superblock, meta: ReadAt) -> None:
         raise FormatError(f"superblock checksum covers {end} bytes, but the meta blob has {meta.size} bytes")
     actual = superblock_checksum(meta.read_at(0, end), superblock.blkszbits)
     if actual != superblock.checksum:
-        raise FormatError(
-            f"superblock checksum is {superblock.checksum:#010x}, but its block has {actual:#010x}"
-        )
+        raise FormatError(f"superblock checksum is {superblock.checksum:#010x}, but its block has {actual:#010x}")
 
 
 def _check_devices(reader: ImageReader) -> list[str]:
@@ -98,11 +92,10 @@ def _check_devices(reader: ImageReader) -> list[str]:
     return warnings
 
 
-def _check_carrier(reader: ImageReader, nid: int, name: str) -> None:
+def _check_carrier(reader: ImageReader, inode: Inode, name: str) -> None:
     """An inode outside the tree that carries other inodes' bytes."""
-    inode = reader.inode(nid)
     if not inode.is_regular:
-        raise FormatError(f"the {name} inode {nid} has mode {inode.mode:#o} and is not a regular file")
+        raise FormatError(f"the {name} inode {inode.nid} has mode {inode.mode:#o} and is not a regular file")
     if not inode.compressed:
         for _ in reader.extents(inode):
             pass

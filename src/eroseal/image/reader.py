@@ -25,11 +25,11 @@ from eroseal.image.directory import DirEntry, first_name, in_order, parse_block
 from eroseal.image.extents import IN_PLACE, DeviceMap, Extent, Piece, merged, pieces
 from eroseal.image.guard import TreeGuard
 from eroseal.image.inode import Inode, decode_inode
-from eroseal.image.source import ImageSource
 from eroseal.image.space import MetaSpace
 from eroseal.image.volume import read_devices, read_superblock
 from eroseal.image.xattrs import XattrReader
 from eroseal.limits import IO_CHUNK, MAX_SYMLINK_READ
+from eroseal.trust import UnverifiedImage, VerifiedImage
 
 __all__ = ["DirEntry", "Extent", "ImageReader", "Inode"]
 
@@ -55,7 +55,7 @@ class ImageReader:
     devices: tuple[DeviceSlot, ...]
     """The device table: slot k describes data blob k+1."""
 
-    def __init__(self, source: ImageSource) -> None:
+    def __init__(self, source: VerifiedImage | UnverifiedImage) -> None:
         self.source = source
         self._meta = MetaSpace(source.meta, "the meta blob")
         self.superblock = read_superblock(self._meta)
@@ -90,6 +90,21 @@ class ImageReader:
     def space(self, inode: Inode) -> MetaSpace:
         """The metadata space that an inode lies in."""
         return self._metabox_space() if inode.in_metabox else self._meta
+
+    def metabox_inode(self) -> Inode:
+        """The inode whose data holds other inodes; raises FormatError where there is none."""
+        superblock = self.superblock
+        nid = superblock.metabox_nid
+        if not superblock.feature_incompat & INCOMPAT_METABOX or not superblock.sb_extslots:
+            raise FormatError("an inode number points into a metabox, but the image has none")
+        if nid & NID_IN_METABOX:
+            raise FormatError("the metabox inode lies inside itself")
+        inode = self.inode(nid)
+        if inode.compressed:
+            raise UnsupportedError(
+                "metadata is compressed (metabox), which this version does not decode", where=f"inode {nid}"
+            )
+        return inode
 
     # --- directories ---
     def entries(self, directory: Inode) -> Iterator[DirEntry]:
@@ -302,7 +317,7 @@ class ImageReader:
                 try:
                     device, offset = resolve(piece.device_id, piece.offset, piece.length)
                 except FormatError as error:
-                    raise FormatError(error.what, where=f"inode {inode.nid}") from error
+                    raise FormatError(error.what, where=f"inode {inode.nid}") from None
                 yield Extent(piece.logical, piece.length, device, offset)
 
     def _in_place(self, inode: Inode, piece: Piece) -> Iterator[Extent]:
@@ -310,7 +325,7 @@ class ImageReader:
         if not inode.in_metabox:
             yield Extent(piece.logical, piece.length, 0, piece.offset)
             return
-        box = self._metabox_inode()
+        box = self.metabox_inode()
         shift = piece.logical - piece.offset
         for extent in self._extents(box, piece.offset, piece.offset + piece.length):
             yield Extent(extent.logical + shift, extent.length, extent.device, extent.offset)
@@ -325,23 +340,9 @@ class ImageReader:
         return self.source.meta.read_at(extent.offset, extent.length)
 
     # --- metadata elsewhere ---
-    def _metabox_inode(self) -> Inode:
-        superblock = self.superblock
-        nid = superblock.metabox_nid
-        if not superblock.feature_incompat & INCOMPAT_METABOX or not superblock.sb_extslots:
-            raise FormatError("an inode number points into a metabox, but the image has none")
-        if nid & NID_IN_METABOX:
-            raise FormatError("the metabox inode lies inside itself")
-        inode = self.inode(nid)
-        if inode.compressed:
-            raise UnsupportedError(
-                "metadata is compressed (metabox), which this version does not decode", where=f"inode {nid}"
-            )
-        return inode
-
     def _metabox_space(self) -> MetaSpace:
         if self._metabox is None:
-            self._metabox = MetaSpace(_InodeData(self, self._metabox_inode()), "the metabox")
+            self._metabox = MetaSpace(_InodeData(self, self.metabox_inode()), "the metabox")
         return self._metabox
 
     def _shared_space(self) -> MetaSpace:

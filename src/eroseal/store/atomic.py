@@ -91,13 +91,6 @@ class TemporaryFile:
         """The descriptor, open for reading and writing; -1 once committed or discarded."""
         return self._fd
 
-    def write_at(self, offset: int, data: bytes) -> None:
-        """All of `data` at byte `offset`; raises OutputError."""
-        try:
-            write_fully(self._fd, data, offset)
-        except OSError as error:
-            raise output_error(error, self.path) from error
-
     def commit(self, final: Path, *, replace: bool = False, mode: int | None = None) -> None:
         """Give the file its final name.
 
@@ -144,7 +137,10 @@ class TemporaryFile:
 def write_atomic(path: Path, data: bytes, *, replace: bool = False, durable: bool = True) -> None:
     """Write a small file whole or not at all; raises OutputError."""
     with TemporaryFile(path.parent, durable=durable) as temporary:
-        temporary.write_at(0, data)
+        try:
+            write_fully(temporary.fd, data, 0)
+        except OSError as error:
+            raise output_error(error, path) from error
         temporary.commit(path, replace=replace)
 
 

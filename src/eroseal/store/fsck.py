@@ -278,7 +278,9 @@ class _Check:
                 self._add("stray-record", path, "no image uses this record", "delete it")
                 continue
             try:
-                parse_whole_record(read_small(path, limit=MAX_IMAGE_RECORD) or b"", where=str(path))
+                data = read_small(path, limit=MAX_IMAGE_RECORD)
+                if data is not None:  # else its image was replaced meanwhile
+                    parse_whole_record(data, where=str(path))
             except FormatError as error:
                 self._add("broken-record", path, error.what, "delete it and sign the image again")
             except ErosealError as error:

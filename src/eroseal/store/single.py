@@ -125,7 +125,8 @@ def update_record(path: Path, change: RecordChange, *, durable: bool = True) -> 
         UnsupportedError: other data follows the records.
         OutputError: it cannot be written; the file is as it was.
     """
-    real = Path(os.path.realpath(path))
+    # Resolved only where it must be: the way to the working directory may be closed to us.
+    real = Path(os.path.realpath(path)) if path.is_symlink() else path
     with _lock_newest(real) as file:
         layout = read_layout(file, name=str(path))
         if layout.size != layout.end:
@@ -251,8 +252,8 @@ def copy_range(source_fd: int, target_fd: int, length: int) -> None:
             start = os.lseek(source_fd, offset, os.SEEK_DATA)
             stop = min(os.lseek(source_fd, start, os.SEEK_HOLE), length)
         except OSError as error:
-            if error.errno == errno.ENXIO:  # a hole up to the end
-                return
+            if error.errno == errno.ENXIO and os.fstat(source_fd).st_size >= length:
+                return  # a hole up to the end
             start, stop = offset, length
         while start < stop:
             copied = _copy_some(source_fd, target_fd, start, stop - start)

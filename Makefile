@@ -56,7 +56,7 @@ lint: $(VENV)/.developed
 	$(PYTHON) -m mypy --strict src
 
 bench: $(VENV)/.developed
-	$(PYTHON) benchmarks/run.py $(BENCH_ARGS)
+	$(PYTHON) benchmarks/run.py --write docs/measurements.md $(BENCH_ARGS)
 
 docs: $(VENV)/.developed
 	$(PYTHON) -m eroseal.cli.generate docs/

@@ -96,9 +96,7 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def contenders(
-    path: Path, threads: int, pool: ThreadPoolExecutor
-) -> dict[str, tuple[str, int, Callable[[], None]]]:
+def contenders(path: Path, threads: int, pool: ThreadPoolExecutor) -> dict[str, tuple[str, int, Callable[[], None]]]:
     """What is measured: name -> (kernel, bytes, action)."""
     size = path.stat().st_size // 4096 * 4096
     piece = random.Random(1).randbytes(PIECE)
@@ -144,8 +142,7 @@ def measure(path: Path, *, rounds: int, threads: int) -> dict[str, dict[str, flo
                     note(name, length, action)
     reference = best.get("fsverity digest")
     return {
-        name: {"gb_per_s": rate} | ({"ratio": rate / reference} if reference else {})
-        for name, rate in best.items()
+        name: {"gb_per_s": rate} | ({"ratio": rate / reference} if reference else {}) for name, rate in best.items()
     }
 
 
@@ -168,16 +165,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--file", type=Path, help="measure on this file instead")
-    parser.add_argument(
-        "--directory", type=Path, default=memory if memory.is_dir() else Path(tempfile.gettempdir())
-    )
+    parser.add_argument("--directory", type=Path, default=memory if memory.is_dir() else Path(tempfile.gettempdir()))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    made = (
-        nullcontext(arguments.file)
-        if arguments.file
-        else random_file(arguments.directory, arguments.size_mib << 20)
-    )
+    made = nullcontext(arguments.file) if arguments.file else random_file(arguments.directory, arguments.size_mib << 20)
     with made as path:
         results = measure(path, rounds=arguments.rounds, threads=arguments.threads)
     if arguments.json:

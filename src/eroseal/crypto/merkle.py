@@ -35,7 +35,8 @@ def hash_region(
         hasher: hashes blocks with the tree's algorithm and salt.
         write_leaves: given the number of a first block and the joined hashes from it on; called from several
             threads, in any order.
-        start: byte offset of the first block to hash, a multiple of 4096: what lies before was hashed elsewhere.
+        start: byte offset of the first block to hash, a multiple of 4096: what lies before was hashed
+            elsewhere.
         jobs: threads; None means one for each processor.
         progress: told the bytes hashed.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from eroseal.errors import FormatError
 from eroseal.format.chunkmap import decode_chunk_map, encode_chunk_map
 from eroseal.format.digest import BLOCK, TreeParams
-from eroseal.format.fsverity import Descriptor
+from eroseal.format.fsverity import DESCRIPTOR_SIZE, Descriptor
 from eroseal.format.record import (
     CHUNK_MAP,
     DESCRIPTOR,
@@ -89,9 +89,21 @@ def encode_seal(descriptor: Descriptor, chunk_blocks: Iterable[int] | None) -> b
             pass  # the reader's rules are the writer's: a map that it would refuse is not written
         entries.append(RecordEntry(CHUNK_MAP, chunk_map))
     record = encode_record(SEAL_MAGIC, entries)
-    if len(record) > MAX_SEAL_RECORD:
-        raise FormatError(f"seal record would have {len(record)} bytes, more than {MAX_SEAL_RECORD}")
+    limit = max_record_length(descriptor.data_size)
+    if len(record) > limit:
+        raise FormatError(f"seal record would have {len(record)} bytes, more than {limit}")
     return record + record_tail(descriptor, len(record))
+
+
+def max_record_length(data_size: int) -> int:
+    """Largest number of bytes of header and entries that a data region can need.
+
+    A run of the chunk map stands for at least one block and takes two bytes for each at most: chunks of 2^7
+        blocks
+    or runs of 2^7 chunks are where a third byte begins.
+    """
+    fixed = HEADER_SIZE + (8 + DESCRIPTOR_SIZE) + 8 + 16
+    return min(MAX_SEAL_RECORD, fixed + 2 * (data_size // BLOCK))
 
 
 def padded_record_length(length: int) -> int:

@@ -22,9 +22,7 @@ from eroseal.trust.verifier import VerifiedSeal, block_kind, block_offset, step2
 _READ_BLOCKS: Final = IO_CHUNK // BLOCK
 
 
-def fetch(
-    source: ReadAt, offset: int, length: int, *, step: int, name: str, level: int | None = None
-) -> bytes:
+def fetch(source: ReadAt, offset: int, length: int, *, step: int, name: str, level: int | None = None) -> bytes:
     """Bytes of a blob; a source that is too short or fails is refused in the name of `step`."""
     what = block_kind(level) if level is not None else "seal"
     try:
@@ -129,9 +127,7 @@ class SelfConsistentBlob:
         check_range(self.name, self.size // BLOCK, first_block, count)
         step = _READ_BLOCKS * (BLOCK // self._seal.shape.digest_size)
         end = first_block + count
-        return b"".join(
-            self.hashes(0, block, min(step, end - block)) for block in range(first_block, end, step)
-        )
+        return b"".join(self.hashes(0, block, min(step, end - block)) for block in range(first_block, end, step))
 
     def hashes(self, level: int, first: int, count: int) -> bytes:
         """Verified hashes, joined, of `count` blocks of a level from block `first` on.

@@ -84,8 +84,7 @@ def device_slots(superblock: Superblock, table: bytes) -> list[DeviceSlot]:
     """The slots in the bytes of a device table."""
     wide = bool(superblock.feature_incompat & INCOMPAT_48BIT)
     return [
-        DeviceSlot.parse(table[at : at + DEVICE_SLOT_SIZE], wide=wide)
-        for at in range(0, len(table), DEVICE_SLOT_SIZE)
+        DeviceSlot.parse(table[at : at + DEVICE_SLOT_SIZE], wide=wide) for at in range(0, len(table), DEVICE_SLOT_SIZE)
     ]
 
 

@@ -24,9 +24,9 @@ from eroseal.limits import MAX_OPEN_BLOBS
 from eroseal.readat import ReadAt
 from eroseal.trust import devices, verifier
 from eroseal.trust.blob import SelfConsistentBlob, UnverifiedBlob, VerifiedBlob, fetch
+from eroseal.trust.devices import DeviceInfo
 from eroseal.trust.locate import find_seal
 from eroseal.trust.policy import Policy, TrustDecision, authenticate
-from eroseal.trust.devices import DeviceInfo
 from eroseal.trust.verifier import SealBytes, SealLocation
 
 OpenData = Callable[[Digest], ReadAt]
@@ -133,9 +133,7 @@ class VerifiedImage:
         decision: why the image is trusted.
     """
 
-    def __init__(
-        self, meta: VerifiedBlob, decision: TrustDecision, open_data: OpenData, *, token: object
-    ) -> None:
+    def __init__(self, meta: VerifiedBlob, decision: TrustDecision, open_data: OpenData, *, token: object) -> None:
         if token is not _TOKEN or not isinstance(meta, VerifiedBlob):
             raise UsageError("a verified image is made by open_image alone")
         self.meta = meta
@@ -176,9 +174,7 @@ class VerifiedImage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
     def _open(self, k: int) -> tuple[VerifiedBlob, ReadAt]:
@@ -219,9 +215,7 @@ class UnverifiedImage:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
     def _open(self, k: int) -> tuple[SelfConsistentBlob | UnverifiedBlob, ReadAt]:
@@ -299,9 +293,7 @@ def _verified_devices(meta: SelfConsistentBlob) -> tuple[DeviceInfo, ...]:
     return devices.step7_devices(superblock, slots, meta.descriptor, name=meta.name)
 
 
-def _open_device(
-    device: DeviceInfo, meta: SelfConsistentBlob, open_data: OpenData
-) -> tuple[VerifiedBlob, ReadAt]:
+def _open_device(device: DeviceInfo, meta: SelfConsistentBlob, open_data: OpenData) -> tuple[VerifiedBlob, ReadAt]:
     """A data blob under the digest that the meta blob demands (step 7); closed again when it is refused."""
     if device.digest is None:
         raise FormatError("a device slot of a sealed image names no blob", where=meta.name)
@@ -328,9 +320,16 @@ def _unverified_devices(
     superblock = devices.step6_superblock(first, meta.size, name=meta.name)
     start, length = devices.device_table(superblock)
     slots = devices.device_slots(superblock, meta.read_at(start, length))
-    if given is not None and len(given) != len(slots):
+    if given is None:
+        sizes = [slot.blocks * superblock.block_size for slot in slots]
+    elif len(given) != len(slots):
         raise NotFoundError(f"image has {len(slots)} data blobs, {len(given)} are given", where=meta.name)
-    return tuple(DeviceInfo(_lenient_tag(slot.tag), slot.blocks * superblock.block_size) for slot in slots)
+    else:
+        # mkfs.erofs 1.5 does not say how long a data blob is: then it is all that is given.
+        sizes = [slot.blocks * superblock.block_size or part.size for slot, part in zip(slots, given, strict=True)]
+        for part, size in zip(given, sizes, strict=True):
+            UnverifiedBlob(part, size)  # refuses what is too short, before anything is read
+    return tuple(DeviceInfo(_lenient_tag(slot.tag), size) for slot, size in zip(slots, sizes, strict=True))
 
 
 def _lenient_tag(tag: bytes) -> Digest | None:

@@ -26,9 +26,7 @@ _AVB_MAGIC: Final = b"AVBf"
 _AVB_FOOTER_SIZE: Final = 64
 
 
-def find_seal(
-    source: ReadAt, *, data_size: int | None = None, algorithm: HashAlgorithm | None = None
-) -> SealLocation:
+def find_seal(source: ReadAt, *, data_size: int | None = None, algorithm: HashAlgorithm | None = None) -> SealLocation:
     """Where the seal record of a blob seems to be.
 
     Args:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from eroseal.crypto.blocks import BlockHasher
 from eroseal.crypto.pieces import PIECE_SIZE, Progress, read_into, run_pieces
@@ -28,7 +29,10 @@ from eroseal.trust.verifier import (
     verify_seal,
 )
 
-_PIECE_BLOCKS = PIECE_SIZE // BLOCK
+_PIECE_BLOCKS: Final = PIECE_SIZE // BLOCK
+_WINDOW_BLOCKS: Final = 32 * _PIECE_BLOCKS
+"""Blocks whose hashes are looked up at once: few parents at a time keep wide hash kernels idle."""
+_WINDOWS: Final = 4
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -77,7 +81,7 @@ def scan_blob(
     verify_seal(read_seal(source, location, name=blob.name), name=blob.name, expected=blob.digest)
     bad: list[BadBlock] = []
     unjudged: set[int] = set()
-    for level in range(len(blob.seal.shape.levels) - 1, -1, -1):
+    for level in range(max(len(blob.seal.shape.levels) - 1, 0), -1, -1):
         scan = _LevelScan(source, blob, level, unjudged)
         scan.run(jobs=jobs, keep_going=keep_going, progress=progress if level == 0 else None)
         bad += sorted(scan.bad)
@@ -90,9 +94,7 @@ def scan_blob(
 class _LevelScan:
     """One level of one blob, piece by piece."""
 
-    def __init__(
-        self, source: ReadAt, blob: SelfConsistentBlob, level: int, unjudged_parents: set[int]
-    ) -> None:
+    def __init__(self, source: ReadAt, blob: SelfConsistentBlob, level: int, unjudged_parents: set[int]) -> None:
         self.blob = blob
         self.level = level
         self.shape = blob.seal.shape
@@ -102,6 +104,7 @@ class _LevelScan:
         self.unjudged: set[int] = set()
         self.bad: list[BadBlock] = []
         self.lock = threading.Lock()
+        self.windows: dict[int, bytes] = {}
         self.hasher = BlockHasher(blob.params)
         self.fill = _filler(source)
 
@@ -121,7 +124,7 @@ class _LevelScan:
 
     def _check(self, first: int, count: int, view: memoryview) -> None:
         """Check some blocks in one go; raises for the lowest bad one."""
-        expected = self.blob.hashes(self.level, first, count)
+        expected = self._expected(first, count)
         try:
             self.fill(view, block_offset(self.shape, self.level, first))
         except (SourceError, FormatError) as error:
@@ -132,6 +135,25 @@ class _LevelScan:
             raise self._refusal(index, f"{block_kind(self.level)} does not match the hash in its parent")
         if self.level:
             step2_tree_padding(self.shape, level=self.level, first=first, blocks=view, name=self.blob.name)
+
+    def _expected(self, first: int, count: int) -> bytes:
+        """Verified hashes of some blocks of one piece, looked up together with those of its neighbours."""
+        window, at = divmod(first, _WINDOW_BLOCKS)
+        with self.lock:
+            if window not in self.windows:
+                start = window * _WINDOW_BLOCKS
+                try:
+                    hashes = self.blob.hashes(self.level, start, min(_WINDOW_BLOCKS, self.blocks - start))
+                except IntegrityError:
+                    hashes = b""  # some parent is bad: only who needs that one shall fail
+                self.windows[window] = hashes
+                if len(self.windows) > _WINDOWS:
+                    del self.windows[min(self.windows)]
+            hashes = self.windows[window]
+        if not hashes:
+            return self.blob.hashes(self.level, first, count)
+        size = self.shape.digest_size
+        return hashes[at * size : (at + count) * size]
 
     def _sift(self, first: int, count: int, buffer: memoryview) -> None:
         """Check blocks one by one, and note the bad ones and those that cannot be judged."""

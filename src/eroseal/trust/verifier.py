@@ -28,8 +28,7 @@ from eroseal.format.digest import BLOCK, Digest
 from eroseal.format.dmverity import superblock as dmverity_superblock
 from eroseal.format.fsverity import Descriptor
 from eroseal.format.record import SEAL_MAGIC, record_length
-from eroseal.format.sealed import SealRecord, TreeShape, padded_record_length, record_tail
-from eroseal.limits import MAX_SEAL_RECORD
+from eroseal.format.sealed import SealRecord, TreeShape, max_record_length, padded_record_length, record_tail
 
 _TOKEN: Final = object()
 
@@ -142,9 +141,15 @@ def verify_seal(
 
 
 def step1_record_length(header: bytes, location: SealLocation, *, name: str) -> int:
-    """Bytes of a seal record with padding and footer, from its first 32 bytes."""
+    """Bytes of a seal record with padding and footer, from its first 32 bytes.
+
+    Nothing authenticates the chunk map, so its length is bounded by what the data region can need: else
+        whoever
+    serves blobs could fill a reader's memory.
+    """
+    limit = max_record_length(location.data_size)
     try:
-        return padded_record_length(record_length(SEAL_MAGIC, header, limit=MAX_SEAL_RECORD))
+        return padded_record_length(record_length(SEAL_MAGIC, header, limit=limit))
     except FormatError as error:
         raise IntegrityError(error.what, step=1, blob=name, offset=location.record_offset) from error
 
@@ -200,9 +205,7 @@ def step2_descriptor(record: SealRecord, seal: SealBytes, *, name: str) -> Descr
     return descriptor
 
 
-def step2_tree_padding(
-    shape: TreeShape, *, level: int, first: int, blocks: bytes | memoryview, name: str
-) -> None:
+def step2_tree_padding(shape: TreeShape, *, level: int, first: int, blocks: bytes | memoryview, name: str) -> None:
     """Zeros after the last hash of a tree level, if its last block is among these.
 
     Args:
@@ -252,9 +255,7 @@ def step4_top(descriptor: Descriptor, top: bytes, *, name: str) -> None:
         step2_tree_padding(shape, level=level, first=0, blocks=top, name=name)
 
 
-def step5_blocks(
-    expected: bytes, hashes: bytes, shape: TreeShape, *, level: int, first: int, name: str
-) -> None:
+def step5_blocks(expected: bytes, hashes: bytes, shape: TreeShape, *, level: int, first: int, name: str) -> None:
     """Hashes of blocks equal those that their verified parents hold.
 
     Args:

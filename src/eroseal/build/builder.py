@@ -12,7 +12,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,7 @@ from eroseal.crypto.blocks import BlockHasher
 from eroseal.crypto.merkle import hash_region
 from eroseal.crypto.pieces import read_into, write_at
 from eroseal.errors import SourceError
+from eroseal.format.record import RecordEntry
 from eroseal.format.sealed import TreeShape
 from eroseal.image.layout import DeviceEntry, ImageOptions, plan
 from eroseal.image.writer import ImageWriter, ReadTail, write_superblock
@@ -40,6 +41,8 @@ from eroseal.store.single import SingleWriter
 from eroseal.tree.directory import DirectorySource
 from eroseal.tree.model import Directory
 
+MakeRecord = Callable[[SealedBlob], Sequence[RecordEntry]]
+"""Makes the entries of an image record from the sealed meta blob."""
 _UUID_LABEL: Final = b"eroseal-image-uuid-v1\0"
 _FLAT_DEVICES: Final = 64
 """Data blobs up to which files are addressed through the unified space: the kernel searches it linearly."""
@@ -54,6 +57,7 @@ def build(
     bases: tuple[str, ...] = (),
     warn: Warn | None = None,
     progress: Progress | None = None,
+    record: MakeRecord | None = None,
 ) -> BuildResult:
     """Build a sealed image of a directory.
 
@@ -64,6 +68,8 @@ def build(
         bases: references of images whose chunks are reused; data is not read again.
         warn: called with a sentence for what is left out.
         progress: told files and bytes read.
+        record: makes the entries of the image record, such as signatures, from the sealed meta blob; they appear
+            together with the image, or neither does.
 
     Raises:
         SourceError: something cannot be read, or changes while it is read.
@@ -72,6 +78,7 @@ def build(
     """
     with contextlib.ExitStack() as stack:
         job = _Build(source, options, warn or (lambda text: None), progress, stack)
+        job.make_record = record or job.make_record
         if isinstance(target, FileReference):
             return job.to_file(target, bases)
         return job.to_store(target.store, target.name, bases)
@@ -99,6 +106,7 @@ class _Build:
         self._bases: list[BaseBlob] = []
         self._allocators: list[BlobAllocator] = []
         self._spooled = 0
+        self.make_record: MakeRecord = lambda sealed: ()
 
     # --- targets --------------------------------------------------------------------------------
     def to_file(self, target: FileReference, bases: tuple[str, ...]) -> BuildResult:
@@ -113,8 +121,8 @@ class _Build:
         with _full_disk(target.path):
             ingest, root, tails, leaves = self._ingest(writer.fd, target.path.parent)
             sealed = self._write_image(writer.fd, root, tails, (), {}, leaves)
-            writer.commit()
-        return self._result(ingest, [BuiltBlob.of(sealed)])
+            size = writer.commit(self.make_record(sealed))
+        return self._result(ingest, [replace(BuiltBlob.of(sealed), size=size)])
 
     def to_store(self, path: Path, name: str, bases: tuple[str, ...]) -> BuildResult:
         """Blobs and a document in a native store."""
@@ -158,7 +166,7 @@ class _Build:
         document = ImageDocument(
             sealed.digest, tuple(BlobInfo(blob.digest, blob.data_size, blob.size) for blob in blobs)
         )
-        store.put_image(name, document, replace=self._options.replace)
+        store.put_image(name, document, self.make_record(sealed), replace=self._options.replace)
         return self._result(ingest, blobs)
 
     # --- reading --------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ sealed; the document is published. Whatever fails on the way, nothing appears un
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 import tempfile
@@ -21,7 +22,7 @@ from eroseal.build.bases import BaseBlob, bring_in, load_bases
 from eroseal.build.options import BlobLayout, BuildOptions, BuildResult, BuiltBlob, Progress, Warn
 from eroseal.build.pipeline import Ingest, check_devices
 from eroseal.build.pool import LocalPool, Pool, ProcessPool
-from eroseal.build.worker import BLOCK, ScanError, WorkerConfig
+from eroseal.build.wire import BLOCK, ScanError, WorkerConfig
 from eroseal.crypto.blocks import BlockHasher
 from eroseal.crypto.merkle import hash_region
 from eroseal.crypto.pieces import read_into, write_at
@@ -76,7 +77,7 @@ def build(
         OutputError: the target exists, or cannot be written.
         UsageError: options that do not fit together.
     """
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, _without_collector():
         job = _Build(source, options, warn or (lambda text: None), progress, stack)
         job.make_record = record or job.make_record
         if isinstance(target, FileReference):
@@ -107,6 +108,7 @@ class _Build:
         self._allocators: list[BlobAllocator] = []
         self._spooled = 0
         self.make_record: MakeRecord = lambda sealed: ()
+        self._packed_fd = -1
 
     # --- targets --------------------------------------------------------------------------------
     def to_file(self, target: FileReference, bases: tuple[str, ...]) -> BuildResult:
@@ -120,7 +122,7 @@ class _Build:
         self._stack.enter_context(writer)
         with _full_disk(target.path):
             ingest, root, tails, leaves = self._ingest(writer.fd, target.path.parent)
-            sealed = self._write_image(writer.fd, root, tails, (), {}, leaves)
+            sealed = self._write_image(writer.fd, ingest, root, tails, (), {}, leaves)
             size = writer.commit(self.make_record(sealed))
         return self._result(ingest, [replace(BuiltBlob.of(sealed), size=size)])
 
@@ -160,7 +162,7 @@ class _Build:
         if meta_writer is None:
             meta_writer = self._stack.enter_context(store.new_blob())
         devices = tuple(DeviceEntry(blob.digest.tag(), blob.data_size // BLOCK) for blob in data)
-        sealed = self._write_image(meta_writer.fd, root, tails, devices, numbers, leaves)
+        sealed = self._write_image(meta_writer.fd, ingest, root, tails, devices, numbers, leaves)
         size = meta_writer.commit(sealed.digest)
         blobs = [replace(BuiltBlob.of(sealed), size=size), *data]
         document = ImageDocument(
@@ -174,16 +176,22 @@ class _Build:
         """Read the source; gives the ingest, the root, and the descriptors of tail and leaf spools."""
         options = self._options
         tails, leaves = self._spool(spool_directory), self._spool(spool_directory)
+        self._packed_fd = self._spool(spool_directory)
         flat = self._flat
         config = WorkerConfig(
             data_fd,
             leaves,
             tails,
+            self._packed_fd,
             options.params.algorithm.name_text,
             options.params.salt,
             options.chunk_size,
             options.inline_max,
             flat,
+            options.epoch,
+            options.all_root,
+            options.timestamp,
+            options.clamp,
         )
         pool = self._pool(config)
         self._stack.callback(pool.stop)
@@ -260,6 +268,7 @@ class _Build:
     def _write_image(
         self,
         fd: int,
+        ingest: Ingest,
         root: Directory,
         tails_fd: int,
         devices: tuple[DeviceEntry, ...],
@@ -277,9 +286,14 @@ class _Build:
             flat=self._flat,
             data_blocks=1 + in_front,
             uuid=options.uuid,
+            packed_files=ingest.packed_files,
+            packed_blocks=ingest.packed_blocks,
         )
-        writer = ImageWriter(plan(root, image_options), image_options, _tail_reader(tails_fd))
+        layout = plan(root, image_options)
+        writer = ImageWriter(layout, image_options, _tail_reader(tails_fd))
         superblock = writer.write(fd)
+        packed_at = layout.meta_blkaddr * BLOCK + layout.packed_at
+        _copy(self._packed_fd, 0, fd, packed_at, ingest.packed_blocks * BLOCK)
         data_size = writer.blocks * BLOCK
         shape = TreeShape.of(data_size, options.params)
         width = shape.digest_size
@@ -328,6 +342,18 @@ class _Build:
             totals.bytes_shared,
             time.monotonic() - self._started,
         )
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep the cycle collector away: it would walk the growing tree again and again, and finds nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _tail_reader(fd: int) -> ReadTail:

@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from eroseal.build.pool import Pool
-from eroseal.build.worker import ARENA, BLOCK, LARGE_FILE, LONGEST_TAIL, FileTask, Record, SegmentTask, Write
+from eroseal.build.wire import ARENA, BLOCK, LARGE_FILE, LONGEST_TAIL, FileTask, Record, SegmentTask, Write
 from eroseal.errors import SourceError, UnsupportedError
 from eroseal.format.xattr import split_name
 from eroseal.limits import MAX_DEVICES, MAX_XATTR_VALUE
 from eroseal.seal.chunker import BlobAllocator, ChunkIndex
 from eroseal.tree.directory import PENDING, ScannedDirectory
-from eroseal.tree.model import DEVICE_SHIFT, NULL_CHUNK, Directory, Inode, Xattrs
+from eroseal.tree.model import DEVICE_SHIFT, NULL_CHUNK, Directory, Inode, Packed, Xattrs
 
+_PACKED_FIELDS: Final = 3
 _BATCH_FILES: Final = 256
 """Files of one task: large enough that messages cost little, small enough to keep workers evenly busy."""
 
@@ -64,7 +65,7 @@ class Ingest:
         blob_per_file: start a new blob for each file that has new chunks.
         chunk_size: bytes.
         tails: as for the workers.
-        adjust: applied to every inode: ownership and time options.
+        adjust: applies ownership and time options to the inodes that the walk made; workers do so to theirs.
         warn: called with a sentence for what is left out.
     """
 
@@ -80,6 +81,8 @@ class Ingest:
     progress: Progress | None = None
     totals: Totals = field(default_factory=Totals)
     tail_bytes: int = 0
+    packed_files: int = 0
+    packed_blocks: int = 0
     used_devices: set[int] = field(default_factory=set)
     _allocator: BlobAllocator | None = None
     _links: dict[tuple[int, int], Inode] = field(default_factory=dict)
@@ -143,6 +146,7 @@ class Ingest:
         for name, child in zip(directory.names, directory.children, strict=True):
             if child is PENDING or isinstance(child, Directory):
                 continue
+            assert isinstance(child, Inode)
             child.xattrs = self._clean(child.xattrs, os.path.join(scanned.path, name))
             self.totals.files += 1
             if self.adjust is not None:
@@ -160,15 +164,24 @@ class Ingest:
         last = False
         while not last:
             result = self.pool.collect(task)
-            last, records = result[1], result[3]
+            last = result[1]
+            records, packed_blocks = result[3]
             writes: list[Write] = []
-            tails_at = self.tail_bytes
+            tails_at, serial = self.tail_bytes, self.packed_files + 1
+            start = self.packed_blocks * BLOCK
             for record in records:
                 scanned, at = next(slots)
-                inode = self._settle_file(record, scanned, at, writes)
+                if len(record) == _PACKED_FIELDS:
+                    mode, size, offset = record
+                    self.packed_files += 1
+                    self.totals.bytes_in += size
+                    inode: Inode | Packed = Packed(mode, start + offset)
+                else:
+                    inode = self._settle_file(record, scanned, at, writes)
                 scanned.directory.children[scanned.slots[at]] = inode
             self.totals.files += len(records)
-            self.pool.settle(result, tails_at, writes)
+            self.pool.settle(result, tails_at, self.packed_blocks, serial, writes)
+            self.packed_blocks += packed_blocks
         if self.progress is not None:
             self.progress(self.totals.files, self.totals.bytes_in)
 
@@ -192,8 +205,6 @@ class Ingest:
             inode.xattrs = self._clean(xattrs, os.path.join(scanned.path, scanned.files[at]))
         if link is not None and link[2] > 1:
             self._links[link[:2]] = inode
-        if self.adjust is not None:
-            self.adjust(inode)
         self.totals.bytes_in += size
         if has_tail:
             inode.tail_at = tail_at
@@ -345,7 +356,7 @@ class Ingest:
         for number, chunk_id in enumerate(result[3]):
             start = number * step
             locations[first_chunk + number] = self._chunk(chunk_id, min(step, blocks - start), start, writes)
-        self.pool.settle(result, self.tail_bytes, writes)
+        self.pool.settle(result, self.tail_bytes, self.packed_blocks, 0, writes)
         if self.progress is not None:
             self.progress(self.totals.files, self.totals.bytes_in)
 

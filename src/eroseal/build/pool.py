@@ -21,12 +21,13 @@ from collections import deque
 from dataclasses import astuple
 from typing import Any, BinaryIO, Final, Protocol
 
-from eroseal.build.worker import FileTask, ScanError, SegmentTask, Worker, WorkerConfig, Write
+from eroseal.build.wire import FileTask, ScanError, SegmentTask, WorkerConfig, Write
+from eroseal.build.worker import Worker
 from eroseal.errors import ErosealError
 
 _LENGTH: Final = struct.Struct("<I")
-_TASKS_AHEAD: Final = 3
-"""Tasks that a worker has in hand at once: enough that it never waits, few enough to bound what is queued."""
+_TASKS_AHEAD: Final = 12
+"""Tasks that a worker has in hand at once: the walk goes ahead while workers start, and what is queued is bounded."""
 _ARENAS: Final = 3
 """Arenas of a worker that may wait for the parent's decision."""
 
@@ -49,7 +50,7 @@ class Pool(Protocol):
         """Wait for the next part of this task."""
         ...
 
-    def settle(self, result: Result, tails_at: int, writes: list[Write]) -> None:
+    def settle(self, result: Result, tails_at: int, packed_at: int, serial: int, writes: list[Write]) -> None:
         """Have an arena written."""
         ...
 
@@ -82,13 +83,8 @@ class LocalPool:
         if kind == "S":
             yield task, True, *self._worker.segment(body)
             return
-        previous: tuple[int, list[Any]] | None = None
-        for part in self._worker.scan(body):
-            if previous is not None:
-                yield task, False, *previous
-            previous = part
-        assert previous is not None
-        yield task, True, *previous
+        for arena, part, last in _marked(self._worker.scan(body)):
+            yield task, last, arena, part
 
     def collect(self, task: int) -> Result:
         result: Result = next(self._scan)
@@ -96,8 +92,8 @@ class LocalPool:
             self._task = None
         return result
 
-    def settle(self, result: Result, tails_at: int, writes: list[Write]) -> None:
-        self._worker.settle(result[2], tails_at, writes)
+    def settle(self, result: Result, tails_at: int, packed_at: int, serial: int, writes: list[Write]) -> None:
+        self._worker.settle(result[2], tails_at, packed_at, serial, writes)
 
     def finish(self) -> None:
         """Nothing is under way."""
@@ -148,8 +144,8 @@ class ProcessPool:
             self._owner[task].tasks.discard(task)
         return result
 
-    def settle(self, result: Result, tails_at: int, writes: list[Write]) -> None:
-        self._owner[result[0]].send(("W", result[2], (tails_at, writes)))
+    def settle(self, result: Result, tails_at: int, packed_at: int, serial: int, writes: list[Write]) -> None:
+        self._owner[result[0]].send(("W", result[2], (tails_at, packed_at, serial, writes)))
         if result[1]:
             del self._owner[result[0]], self._parts[result[0]]
 
@@ -193,7 +189,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            pass_fds=(config.data_fd, config.leaves_fd, config.tails_fd),
+            pass_fds=(config.data_fd, config.leaves_fd, config.tails_fd, config.packed_fd),
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -5,11 +5,13 @@ spends on each file one open, one read, one fstat, one listxattr and one close, 
 
 * Files are opened relative to their directory's descriptor. Their metadata comes from the open descriptor, so that
   the walk (`eroseal.tree.directory`) need not stat what is read here anyway.
-* The first read asks for 4096 bytes. Less came: that is the whole file, and it goes to the meta blob as it is.
+* The first read asks for 4096 bytes. Less came: that is the whole file. Its inode and its bytes are packed into
+  blocks of the meta blob right here (`Packed`), so that the parent never touches them again.
 * Larger files are read into an *arena*, block after block without gaps, and hashed there while they are warm in
   cache. The parent decides from the chunk ids which are new and where they go (`writes`), and a whole arena of new
   chunks leaves in one pwrite. Files above `LARGE` bytes are cut into segments that workers share.
-* What lies behind a file's last whole block (its *tail*) is collected and goes to the tail spool in one write.
+* What lies behind a larger file's last whole block (its *tail*) is collected and goes to the tail spool in one write;
+  so do small files with xattrs or several names, whose inodes only the parent can make.
 
 The parent hands out work and settles it in a canonical order, so that addresses never depend on timing. A worker is
 a process (`eroseal.build.pool`) or lives in the parent (`--jobs 1`); this module knows no difference.
@@ -17,92 +19,80 @@ a process (`eroseal.build.pool`) or lives in the parent (`--jobs 1`); this modul
 
 from __future__ import annotations
 
+import operator
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final
 
+from eroseal.build.wire import (
+    ARENA,
+    BLOCK,
+    LARGE,
+    LARGE_FILE,
+    LONGEST_TAIL,
+    FileTask,
+    PackedRecord,
+    Part,
+    Record,
+    ScanError,
+    SegmentTask,
+    WorkerConfig,
+    Write,
+)
 from eroseal.crypto.blocks import BlockHasher
 from eroseal.format.digest import HashAlgorithm, TreeParams
+from eroseal.format.erofs import (
+    COMPACT_SIZE,
+    EXTENDED_SIZE,
+    FORMAT_EXTENDED,
+    FORMAT_LAYOUT_SHIFT,
+    INODE_COMPACT,
+    INODE_EXTENDED,
+    LAYOUT_FLAT_INLINE,
+    LAYOUT_FLAT_PLAIN,
+    NID_SLOT,
+    NULL_ADDR_32,
+)
+from eroseal.image.placer import Placer, fits_compact
 
-BLOCK: Final = 4096
-ARENA: Final = 4 << 20
-"""Bytes of an arena; a segment of a large file fills one."""
-LARGE: Final = 1 << 20
-"""Bytes above which a file is read in segments, and has no inline tail: it would save less than 0.4 %."""
-LONGEST_TAIL: Final = BLOCK - 32
-"""Longest inline tail of a file that also has whole blocks: behind any xattr area it still fits a block."""
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
-# What crosses the pipe is plain tuples, which marshal packs fastest.
-FileTask = list[tuple[bytes, list[bytes]]]
-"""(directory, names of regular files in it), in canonical order."""
-SegmentTask = tuple[bytes, int, int, tuple[int, int, int, int]]
-"""(path, byte offset, length, (st_dev, st_ino, st_size, st_mtime_ns) that the file must still have)."""
-Write = tuple[int, int, int]
-"""(first block in the arena, blocks, first block in the data spool)."""
-Record = tuple[
-    int,
-    int,
-    int,
-    int,
-    int,
-    tuple[int, int, int] | None,
-    tuple[tuple[bytes, bytes], ...] | None,
-    int,
-    list[bytes | None] | None,
-    tuple[bool, bytes] | None,
-]
-"""mode, uid, gid, mtime in ns, size, (st_dev, st_ino, st_nlink) of a file with several names or that is large,
-xattrs, first block in the arena (-1: no blocks here; LARGE_FILE: to be read in segments), chunk hashes (None for a
-chunk of zeros), and for a file of several chunks with a tail (whether the tail's block is a chunk of its own, the hash
-of the last chunk with the tail's block)."""
-LARGE_FILE: Final = -2
+Owner = tuple[int, int, int, int, int]
+"""mode, uid, gid, mtime in seconds, its nanoseconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerConfig:
-    """What a worker needs to know.
-
-    Args:
-        data_fd, leaves_fd, tails_fd: descriptors of the spools. Blocks of chunk data and their leaf hashes lie
-            at the same index in the first two; the third takes tails.
-        algorithm, salt: the tree's parameters.
-        chunk_size: bytes, a power of two from 4096.
-        inline_max: longest tail, in bytes, that is inlined; 0 to 4095.
-        tails: whether files of a block or more may have inline tails.
-    """
-
-    data_fd: int
-    leaves_fd: int
-    tails_fd: int
-    algorithm: str
-    salt: bytes
-    chunk_size: int
-    inline_max: int
-    tails: bool
+_PLACE_LATER: Final = (0, 0, 0)
+"""Record of a small file until its part is finished."""
 
 
-class ScanError(Exception):
-    """A file that could not be read as it should: what, and its path; `number` is the errno or 0."""
+class _Small:
+    """A small file on its way into packed blocks; `record` is its index in the part's records."""
 
-    def __init__(self, what: str, path: bytes, number: int = 0, *, output: bool = False) -> None:
-        super().__init__(what, path, number, output)
-        self.what, self.path, self.number, self.output = what, path, number, output
+    __slots__ = ("compact", "data", "offset", "owner", "record", "slots")
+
+    def __init__(self, record: int, owner: Owner, data: bytes, *, compact: bool, slots: int) -> None:
+        self.record, self.owner, self.data, self.compact, self.slots = record, owner, data, compact, slots
+        self.offset = 0
 
 
 class _Arena:
     """One buffer with the leaf hashes of its blocks, from when it is read until its writes are settled."""
 
-    __slots__ = ("buffer", "leaves", "tails", "used", "view")
+    __slots__ = ("buffer", "leaves", "packed", "placer", "tails", "used", "view")
 
     def __init__(self, size: int, digest_size: int) -> None:
         self.buffer = bytearray(size)
         self.view = memoryview(self.buffer)
         self.leaves = bytearray(size // BLOCK * digest_size)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was read."""
         self.tails: list[bytes] = []
+        self.packed: list[_Small] = []
+        self.placer = Placer(0)
         self.used = 0
 
 
@@ -122,11 +112,12 @@ class Worker:
         self._arenas: dict[int, _Arena] = {}
         self._spare: list[_Arena] = []
         self._next = 0
+        self._adjusts = config.all_root or config.timestamp is not None or config.clamp is not None
 
     # --- reading --------------------------------------------------------------------------------
-    def scan(self, task: FileTask) -> Iterator[tuple[int, list[Record]]]:
-        """Read a batch of files; yields (arena number, records) whenever an arena is full, and at the end."""
-        arena, records = self._new_arena(), list[Record]()
+    def scan(self, task: FileTask) -> Iterator[tuple[int, Part]]:
+        """Read a batch of files; yields (arena number, part) whenever an arena is full, and at the end."""
+        arena, records = self._new_arena(), list[Record | PackedRecord]()
         for directory, names in task:
             try:
                 dir_fd = os.open(directory, _DIR_FLAGS)
@@ -135,10 +126,10 @@ class Worker:
             try:
                 for name in names:
                     if arena.used > ARENA - LARGE:
-                        yield self._keep(arena), records
+                        yield self._part(arena, records)
                         arena, records = self._new_arena(), []
                     try:
-                        records.append(self._read(arena, dir_fd, name))
+                        records.append(self._read(arena, len(records), dir_fd, name))
                     except ScanError as error:
                         error.path = os.path.join(directory, name)
                         raise
@@ -146,26 +137,32 @@ class Worker:
                         raise ScanError("cannot read", os.path.join(directory, name), error.errno or 0) from error
             finally:
                 os.close(dir_fd)
-        yield self._keep(arena), records
+        yield self._part(arena, records)
 
-    def _read(self, arena: _Arena, dir_fd: int, name: bytes) -> Record:
+    def _read(self, arena: _Arena, record: int, dir_fd: int, name: bytes) -> Record | PackedRecord:
         fd = os.open(name, _FLAGS, dir_fd=dir_fd)
         try:
             data = os.read(fd, BLOCK)
             st = os.fstat(fd)
             names = os.listxattr(fd)
             xattrs = read_xattrs(fd, names) if names else None
-            size, mode = st.st_size, st.st_mode
-            link = (st.st_dev, st.st_ino, st.st_nlink) if st.st_nlink > 1 else None
-            if len(data) == size <= self._config.inline_max:
-                if size:
-                    arena.tails.append(data)
-                return mode, st.st_uid, st.st_gid, st.st_mtime_ns, size, link, xattrs, -1, None, None
+            size, mode, uid, gid, mtime = st.st_size, st.st_mode, st.st_uid, st.st_gid, st.st_mtime_ns
             if not stat.S_ISREG(mode):
                 raise ScanError("is no regular file any more", name)
+            if self._adjusts:
+                uid, gid, mtime = adjusted(self._config, uid, gid, mtime)
+            link = (st.st_dev, st.st_ino, st.st_nlink) if st.st_nlink > 1 else None
+            if len(data) == size <= self._config.inline_max:
+                if xattrs is None and link is None:
+                    owner = (mode, uid, gid, *divmod(mtime, 1_000_000_000))
+                    if self._pack(arena, record, owner, data):
+                        return _PLACE_LATER
+                if size:
+                    arena.tails.append(data)
+                return mode, uid, gid, mtime, size, link, xattrs, -1, None, None
             if size > LARGE:
                 link = (st.st_dev, st.st_ino, st.st_nlink)
-                return mode, st.st_uid, st.st_gid, st.st_mtime_ns, size, link, xattrs, LARGE_FILE, None, None
+                return mode, uid, gid, st.st_mtime_ns, size, link, xattrs, LARGE_FILE, None, None
             first = arena.used
             arena.view[first : first + len(data)] = data
             got = len(data)
@@ -177,7 +174,25 @@ class Worker:
         finally:
             os.close(fd)
         ids, alternative = self._chunks(arena, first, size)
-        return mode, st.st_uid, st.st_gid, st.st_mtime_ns, size, link, xattrs, first // BLOCK, ids, alternative
+        return mode, uid, gid, mtime, size, link, xattrs, first // BLOCK, ids, alternative
+
+    def _pack(self, arena: _Arena, record: int, owner: Owner, data: bytes) -> bool:
+        """Put a small file aside for packing; False where it and its inode do not fit a block."""
+        _, uid, gid, seconds, nsec = owner
+        compact = fits_compact(self._config.epoch, seconds, nsec, uid, gid)
+        slots = ((COMPACT_SIZE if compact else EXTENDED_SIZE) + len(data) + NID_SLOT - 1) // NID_SLOT
+        if slots > BLOCK // NID_SLOT:
+            return False
+        arena.packed.append(_Small(record, owner, data, compact=compact, slots=slots))
+        return True
+
+    def _part(self, arena: _Arena, records: list[Record | PackedRecord]) -> tuple[int, Part]:
+        """Finish an arena: give its small files their places, the largest first, which wastes least."""
+        placer = arena.placer
+        for small in sorted(arena.packed, key=_slots_of, reverse=True):
+            small.offset = placer.best_fit(small.slots)
+            records[small.record] = (small.owner[0], len(small.data), small.offset)
+        return self._keep(arena), (records, placer.end // BLOCK)
 
     def _chunks(self, arena: _Arena, first: int, size: int) -> tuple[list[bytes | None], tuple[bool, bytes] | None]:
         """Hash a file that lies in the arena from `first` on; collects its tail and moves `arena.used`."""
@@ -191,9 +206,13 @@ class Worker:
         stop = padded if several else first + whole
         width = self._width
         leaves = self._hasher.hash_blocks(arena.view[first:stop])
+        ids = self._ids(leaves[: whole // BLOCK * width])
+        if inline and ids == [None]:
+            # A hole has no start block that a tail could follow: it too may need the tail's block as a chunk.
+            leaves += self._hasher.hash_blocks(arena.view[stop:padded])
+            several, stop = True, padded
         arena.leaves[first // BLOCK * width : stop // BLOCK * width] = leaves
         arena.used = stop
-        ids = self._ids(leaves[: whole // BLOCK * width])
         alternative = None
         if inline:
             arena.tails.append(bytes(arena.view[first + whole : end]))
@@ -241,12 +260,14 @@ class Worker:
         return ids
 
     # --- writing --------------------------------------------------------------------------------
-    def settle(self, number: int, tails_at: int, writes: Sequence[Write]) -> None:
+    def settle(self, number: int, tails_at: int, packed_at: int, serial: int, writes: Sequence[Write]) -> None:
         """Write what the parent decided of an arena, and give the arena back.
 
         Args:
             number: of the arena.
             tails_at: byte offset in the tail spool for all tails of the arena.
+            packed_at: block in the packed spool for its packed blocks.
+            serial: i_ino of the first packed file.
             writes: runs of new blocks, see `Write`.
         """
         arena = self._arenas.pop(number)
@@ -255,15 +276,36 @@ class Worker:
         try:
             if arena.tails:
                 _write(config.tails_fd, b"".join(arena.tails), tails_at)
+            if arena.packed:
+                _write(config.packed_fd, self._packed(arena, serial), packed_at * BLOCK)
             for source, blocks, target in writes:
                 end = source + blocks
                 _write(config.data_fd, arena.view[source * BLOCK : end * BLOCK], target * BLOCK)
                 _write(config.leaves_fd, leaves[source * width : end * width], target * width)
         except OSError as error:
             raise ScanError("cannot write", b"", error.errno or 0, output=True) from error
-        arena.tails = []
-        arena.used = 0
+        arena.reset()
         self._spare.append(arena)
+
+    def _packed(self, arena: _Arena, serial: int) -> bytearray:
+        """The packed blocks: each file's inode, and its bytes right behind."""
+        blocks = bytearray(arena.placer.end)
+        pack_extended, pack_compact = INODE_EXTENDED.pack_into, INODE_COMPACT.pack_into
+        for number, small in enumerate(arena.packed, serial):
+            mode, uid, gid, seconds, nsec = small.owner
+            offset, data = small.offset, small.data
+            size = len(data)
+            layout = LAYOUT_FLAT_INLINE if size else LAYOUT_FLAT_PLAIN
+            if small.compact:
+                form = layout << FORMAT_LAYOUT_SHIFT
+                pack_compact(blocks, offset, form, 0, mode, 1, size, 0, NULL_ADDR_32, number, uid, gid)
+                start = offset + COMPACT_SIZE
+            else:
+                form = layout << FORMAT_LAYOUT_SHIFT | FORMAT_EXTENDED
+                pack_extended(blocks, offset, form, 0, mode, 0, size, NULL_ADDR_32, number, uid, gid, seconds, nsec, 1)
+                start = offset + EXTENDED_SIZE
+            blocks[start : start + size] = data
+        return blocks
 
     def _new_arena(self) -> _Arena:
         # The slack holds the byte too many that shows growth.
@@ -275,7 +317,21 @@ class Worker:
         return self._next
 
 
-def _write(fd: int, data: bytes | memoryview, offset: int) -> None:
+def adjusted(config: WorkerConfig, uid: int, gid: int, mtime: int) -> tuple[int, int, int]:
+    """Owner and mtime (in ns) as the ownership and time options want them."""
+    if config.all_root:
+        uid = gid = 0
+    if config.timestamp is not None:
+        mtime = config.timestamp * 1_000_000_000
+    elif config.clamp is not None:
+        mtime = min(mtime, config.clamp * 1_000_000_000)
+    return uid, gid, mtime
+
+
+_slots_of = operator.attrgetter("slots")
+
+
+def _write(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
         done = os.pwrite(fd, view, offset)

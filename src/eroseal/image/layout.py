@@ -1,17 +1,16 @@
 """Where every inode of a new image goes.
 
-Strategy. Inodes are placed in the canonical order of the tree. An inode with its xattrs and its inline tail is one
-unit, and only the tail must not cross a block (fs/erofs/data.c refuses it), so units are packed into blocks by best
-fit: 129 stacks of blocks by free 32-byte slots, and a bit mask that says which are not empty. Only blocks of the
-last few MiB stay open, so that the writer can emit in the same order through a small window. Sizes come from the
-same functions that the writer packs with (`header_size`, `directory_blocks`), and the writer asserts each of them.
-
-The root's inode comes first, then the device table: the root's nid has 16 bits, and with 65,535 data blobs the table
-alone takes 8 MiB.
+Strategy. The root's inode comes first, then the device table: the root's nid has 16 bits, and with 65,535 data blobs
+the table alone takes 8 MiB. Then come the blocks of small files that workers packed while they read them, then all
+other inodes in the canonical order of the tree. An inode with its xattrs and its inline tail is one unit, and only the
+tail must not cross a block (fs/erofs/data.c refuses it), so units are packed by best fit (`eroseal.image.placer`).
+Sizes come from the same functions that the writer packs with (`header_size`, `directory_blocks`), and the writer
+asserts each of them.
 """
 
 from __future__ import annotations
 
+import bisect
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -30,13 +29,10 @@ from eroseal.format.erofs import (
     SUPER_SIZE,
 )
 from eroseal.format.xattr import FILTER_DEFAULT, HEADER, MAX_SHARED, encode_entry, filter_bit, split_name
+from eroseal.image.placer import BLOCK, SLOTS, Placer, fits_compact
 from eroseal.limits import MAX_NAME_LEN, MAX_XATTR_AREA
-from eroseal.tree.model import NO_TAIL, Directory, Inode, Xattrs
+from eroseal.tree.model import NO_TAIL, Directory, Inode, Packed, Xattrs
 
-BLOCK: Final = 4096
-_SLOTS: Final = BLOCK // NID_SLOT
-_OPEN_BLOCKS: Final = 1024
-"""Blocks back from the end that still take units: the writer's window is this large."""
 META_START: Final = SUPER_OFFSET + SUPER_SIZE
 _U16: Final = 0xFFFF
 _U32: Final = 0xFFFFFFFF
@@ -67,6 +63,7 @@ class ImageOptions:
         flat: whether contiguous files may be addressed through the unified space.
         data_blocks: blocks at the image's start that are taken (superblock and, without data blobs, chunks).
         uuid: 16 bytes, or None to derive one from the content.
+        packed_files, packed_blocks: small files that are packed already, and the blocks that they take.
     """
 
     devices: tuple[DeviceEntry, ...] = ()
@@ -76,97 +73,8 @@ class ImageOptions:
     flat: bool = True
     data_blocks: int = 1
     uuid: bytes | None = None
-
-
-class Placer:
-    """Gives out places in the metadata area: byte offsets from its start.
-
-    Args:
-        start: first free byte.
-    """
-
-    __slots__ = ("_mask", "_open", "end")
-
-    def __init__(self, start: int) -> None:
-        self._open: list[list[int]] = [[] for _ in range(_SLOTS + 1)]
-        self._mask = 0
-        self.end = start + -start % BLOCK
-        if start % BLOCK:
-            self._offer(start + -start % NID_SLOT, self.end)
-
-    def place(self, head: int, tail: int) -> int | None:
-        """A 32-byte aligned place for `head` bytes with `tail` bytes right behind that cross no block.
-
-        Returns None where the tail cannot be had (it and the head's odd end exceed a block): then it needs a block
-        of its own.
-        """
-        slots = -(-(head + tail) // NID_SLOT)
-        if slots <= _SLOTS:
-            return self._best_fit(slots)
-        if not tail:
-            return self._run(head)
-        behind = head % NID_SLOT
-        if behind + tail > BLOCK:
-            return None
-        # The head fills blocks up to a boundary, its odd end and the tail come behind it.
-        whole = head - behind
-        start = self.blocks(-(-whole // BLOCK))
-        boundary = self.end
-        position = boundary - whole
-        self.blocks(1)
-        self._offer(start, position)
-        last = boundary + behind + tail
-        self._offer(last + -last % NID_SLOT, self.end)
-        return position
-
-    def blocks(self, count: int) -> int:
-        """Whole blocks at the end."""
-        start = self.end
-        self.end += count * BLOCK
-        return start
-
-    def aligned(self, length: int, alignment: int) -> int:
-        """`length` bytes at the end, aligned; the rest of the last block stays open."""
-        start = self.end + -self.end % alignment
-        self.end = start + length
-        rest = self.end + -self.end % NID_SLOT
-        self.end += -self.end % BLOCK
-        self._offer(rest, self.end)
-        return start
-
-    def _run(self, length: int) -> int:
-        return self.aligned(length, NID_SLOT)
-
-    def _best_fit(self, slots: int) -> int:
-        while fitting := self._mask >> slots:
-            size = slots + (fitting & -fitting).bit_length() - 1
-            stack = self._open[size]
-            position = stack.pop()
-            if not stack:
-                self._mask &= ~(1 << size)
-            if position < self.end - _OPEN_BLOCKS * BLOCK:
-                # Too far back for the writer's window. What lies below it in the stack is older still.
-                stack.clear()
-                self._mask &= ~(1 << size)
-                continue
-            if size > slots:
-                self._push(position + slots * NID_SLOT, size - slots)
-            return position
-        position = self.blocks(1)
-        if slots < _SLOTS:
-            self._push(position + slots * NID_SLOT, _SLOTS - slots)
-        return position
-
-    def _offer(self, start: int, end: int) -> None:
-        if (end - start) // BLOCK:
-            start = end - (end - start) % BLOCK  # whole blocks are not worth remembering
-        slots = (end - start) // NID_SLOT
-        if slots > 0:
-            self._push(start, slots)
-
-    def _push(self, position: int, slots: int) -> None:
-        self._open[slots].append(position)
-        self._mask |= 1 << slots
+    packed_files: int = 0
+    packed_blocks: int = 0
 
 
 class XattrTable:
@@ -227,10 +135,7 @@ def _split_name(name: bytes) -> tuple[int, bytes]:
 def is_compact(inode: Inode, epoch: int) -> bool:
     """Whether the 32-byte form holds everything of this inode."""
     return (
-        inode.mtime == epoch
-        and not inode.mtime_nsec
-        and inode.uid <= _U16
-        and inode.gid <= _U16
+        fits_compact(epoch, inode.mtime, inode.mtime_nsec, inode.uid, inode.gid)
         and inode.nlink <= _U16
         and inode.size <= _U32
     )
@@ -239,8 +144,9 @@ def is_compact(inode: Inode, epoch: int) -> bool:
 def header_size(inode: Inode, xattr_size: int, options: ImageOptions) -> int:
     """Bytes of inode, xattrs and chunk indexes: all that comes before an inline tail."""
     size = (COMPACT_SIZE if is_compact(inode, options.epoch) else EXTENDED_SIZE) + xattr_size
-    count = chunk_entries(inode, options)
-    return size if not count else size + -size % CHUNK_INDEX_SIZE + count * CHUNK_INDEX_SIZE
+    if inode.chunks is None or not (count := chunk_entries(inode, options)):
+        return size
+    return size + -size % CHUNK_INDEX_SIZE + count * CHUNK_INDEX_SIZE
 
 
 def chunk_entries(inode: Inode, options: ImageOptions) -> int:
@@ -260,9 +166,13 @@ def directory_blocks(directory: Directory) -> list[tuple[int, int, int]]:
 
     Entries are all names in byte order; a block is full when the next entry and its name do not fit.
     """
+    names = directory.names
+    everything = sum(map(len, names)) + len(b"...") + DIRENT_SIZE * (len(names) + 2)
+    if everything <= BLOCK:
+        return [(0, len(names) + 2, everything)]
     blocks: list[tuple[int, int, int]] = []
     first = used = count = 0
-    for name in all_names(directory):
+    for name, _ in all_entries(directory):
         need = DIRENT_SIZE + len(name)
         if used + need > BLOCK:
             blocks.append((first, count, used))
@@ -273,9 +183,14 @@ def directory_blocks(directory: Directory) -> list[tuple[int, int, int]]:
     return blocks
 
 
-def all_names(directory: Directory) -> list[bytes]:
-    """The directory's names with "." and "..", in byte order."""
-    return sorted([*directory.names, b".", b".."])
+def all_entries(directory: Directory) -> list[tuple[bytes, Inode | Packed]]:
+    """The directory's entries with "." and "..", in byte order of names."""
+    names = directory.names
+    entries = list(zip(names, directory.children, strict=True))
+    # Names may come before "." ("-x") and even between the two (".-x").
+    entries.insert(bisect.bisect_left(names, b".."), (b"..", directory.parent or directory))
+    entries.insert(bisect.bisect_left(names, b"."), (b".", directory))
+    return entries
 
 
 @dataclass(slots=True)
@@ -288,7 +203,8 @@ class Layout:
         data_at, whole_blocks: byte offset in the metadata area and number of the whole data blocks of a directory, or
             of a small file or symlink that could not be inlined, by index in `inodes`.
         dir_blocks: for directories, by index in `inodes`, see `directory_blocks`.
-        device_table, shared_xattrs: byte offsets in the metadata area.
+        heads: bytes of each inode's head, see `header_size`; the writer must come to the same.
+        packed_at, device_table, shared_xattrs: byte offsets in the metadata area.
         end: bytes of the metadata area, whole blocks.
         meta_blkaddr: block where the metadata area starts.
     """
@@ -298,6 +214,8 @@ class Layout:
     data_at: dict[int, int]
     whole_blocks: dict[int, int]
     dir_blocks: dict[int, list[tuple[int, int, int]]]
+    heads: array[int]
+    packed_at: int
     device_table: int
     shared_xattrs: int
     end: int
@@ -317,11 +235,20 @@ def plan(root: Directory, options: ImageOptions) -> Layout:
     # directories take inode number 0 for a deleted entry.
     start = META_START if options.data_blocks == 1 else 2 * NID_SLOT
     meta_blkaddr = 0 if options.data_blocks == 1 else options.data_blocks
-    layout = Layout(inodes, xattrs, {}, {}, {}, 0, 0, 0, meta_blkaddr)
+    layout = Layout(inodes, xattrs, {}, {}, {}, array("I"), 0, 0, 0, 0, meta_blkaddr)
     placer = _place_root(layout, root, start, options)
+    layout.packed_at = placer.blocks(options.packed_blocks)
+    for packed in root.packed():
+        packed.position += layout.packed_at
     for index, inode in enumerate(inodes):
-        if index:
-            _place(layout, placer, index, inode, options)
+        if not index:
+            continue
+        head = header_size(inode, len(xattrs.area(inode.xattrs)), options)
+        layout.heads.append(head)
+        if inode.tail_at >= 0 and (slots := (head + inode.size % BLOCK + 31) // NID_SLOT) <= SLOTS:
+            inode.position = placer.best_fit(slots)  # most of a tree: its inode and its tail in one block
+        else:
+            _place(layout, placer, index, inode, head)
     layout.shared_xattrs = placer.blocks(-(-len(xattrs.shared) // BLOCK))
     layout.end = placer.end
     return layout
@@ -331,6 +258,7 @@ def _place_root(layout: Layout, root: Directory, start: int, options: ImageOptio
     """The root at `start`, then the device table; gives the placer for everything else."""
     root.position = start
     head = header_size(root, len(layout.xattrs.area(root.xattrs)), options)
+    layout.heads.append(head)
     blocks = _measure(root)
     layout.dir_blocks[0] = blocks
     whole, tail = _split(blocks)
@@ -351,8 +279,7 @@ def _place_root(layout: Layout, root: Directory, start: int, options: ImageOptio
     return placer
 
 
-def _place(layout: Layout, placer: Placer, index: int, inode: Inode, options: ImageOptions) -> None:
-    head = header_size(inode, len(layout.xattrs.area(inode.xattrs)), options)
+def _place(layout: Layout, placer: Placer, index: int, inode: Inode, head: int) -> None:
     whole = tail = 0
     if isinstance(inode, Directory):
         blocks = _measure(inode)

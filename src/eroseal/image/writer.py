@@ -41,16 +41,15 @@ from eroseal.format.erofs import (
     superblock_checksum,
 )
 from eroseal.image.layout import (
-    BLOCK,
     ImageOptions,
     Layout,
-    all_names,
+    all_entries,
     blocks_of_devices,
     chunk_entries,
-    header_size,
     is_compact,
 )
-from eroseal.tree.model import DEVICE_SHIFT, NO_TAIL, NULL_CHUNK, Directory, Inode
+from eroseal.image.placer import BLOCK
+from eroseal.tree.model import DEVICE_SHIFT, NO_TAIL, NULL_CHUNK, Directory, Inode, Packed
 
 ReadTail = Callable[[int, int], bytes]
 """(byte offset in the tail spool, length) to bytes; asked for in rising order."""
@@ -60,6 +59,7 @@ _WINDOW: Final = 12 << 20
 _KEEP: Final = 5 << 20
 _BLOCK_MASK: Final = (1 << DEVICE_SHIFT) - 1
 _BLKSZBITS: Final = 12
+_FILE_TYPES: Final = [FT_OF_IFMT.get(kind << 12, 0) for kind in range(16)]
 
 
 class Window:
@@ -76,29 +76,31 @@ class Window:
         self._fd = fd
         self._base = base
         self._start = 0
-        self._buffer = bytearray()
+        self._buffer = bytearray(_WINDOW)
 
     def put(self, position: int, data: bytes | bytearray) -> None:
         """Write `data` at `position`; what lies between is zero."""
         at = position - self._start
         end = at + len(data)
-        buffer = self._buffer
-        if end > len(buffer):
-            buffer += bytes(end + (1 << 20) - len(buffer))
-        buffer[at:end] = data
-        if end > _WINDOW:
-            self._flush(end - _KEEP)
+        if end > len(self._buffer):
+            at, end = self._advance(at, end)
+        self._buffer[at:end] = data
 
     def finish(self, end: int) -> None:
         """Write what is left, up to `end`."""
-        missing = end - self._start - len(self._buffer)
-        self._buffer += bytes(max(0, missing))
-        self._flush(end - self._start)
-
-    def _flush(self, length: int) -> None:
+        length = end - self._start
+        self._buffer += bytes(max(0, length - len(self._buffer)))
         write_all(self._fd, memoryview(self._buffer)[:length], self._base + self._start)
-        del self._buffer[:length]
-        self._start += length
+        self._buffer.clear()
+
+    def _advance(self, at: int, end: int) -> tuple[int, int]:
+        """Write what lies too far back to change, skip what nobody writes, and make room up to `end`."""
+        done = max(0, at - _KEEP)
+        write_all(self._fd, memoryview(self._buffer)[:done], self._base + self._start)
+        del self._buffer[:done]
+        self._start += done
+        self._buffer += bytes(max(_WINDOW, end - done) - len(self._buffer))
+        return at - done, end - done
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
@@ -129,9 +131,10 @@ class ImageWriter:
             for device, uniaddr in blocks_of_devices(options, self.blocks)
         ]
         self._chunked = False
+        self._serial = options.packed_files + 1
 
     def write(self, fd: int) -> Superblock:
-        """Write all but chunk data to `fd` and return the superblock, as it stands at byte 1024.
+        """Write all but chunk data and packed blocks to `fd`; gives the superblock, as it stands at byte 1024.
 
         Raises:
             UnsupportedError: more data than 32-bit block addresses reach.
@@ -139,19 +142,26 @@ class ImageWriter:
         """
         layout, options = self._layout, self._options
         window = Window(fd, layout.meta_blkaddr * BLOCK)
+        put, heads, data_at = window.put, layout.heads, layout.data_at
         for index, inode in enumerate(layout.inodes):
-            if isinstance(inode, Directory):
+            data = b""
+            if inode.tail_at >= 0 and inode.chunks is None and index not in data_at:
+                # Most of a tree: a small file.
+                tail = self._read_tail(inode.tail_at, inode.size)
+                head = self._pack(index, inode, LAYOUT_FLAT_INLINE, NULL_ADDR_32, inode.nlink)
+            elif isinstance(inode, Directory):
                 head, tail, data = self._directory(index, inode)
             else:
                 head, tail, data = self._inode(index, inode)
-            if len(head) != header_size(inode, len(layout.xattrs.area(inode.xattrs)), options):
+            if len(head) != heads[index]:
                 raise ErosealError(f"internal error: inode {index} does not have its planned size")
-            window.put(inode.position, head + tail)
+            put(inode.position, head + tail)
             if not index:
-                window.put(layout.device_table, b"".join(slot.encode() for slot in self._slots))
+                # The root's block data and the device table come before the packed blocks, all else behind.
+                put(layout.device_table, b"".join(slot.encode() for slot in self._slots))
             if data:
-                window.put(layout.data_at[index], data)
-        window.put(layout.shared_xattrs, layout.xattrs.shared)
+                put(data_at[index], data)
+        put(layout.shared_xattrs, layout.xattrs.shared)
         window.finish(layout.end)
         superblock = self._superblock(options.uuid or bytes(16))
         write_superblock(fd, superblock)
@@ -163,7 +173,7 @@ class ImageWriter:
         return Superblock(
             blkszbits=_BLKSZBITS,
             root_nid=layout.inodes[0].position // 32,
-            inos=len(layout.inodes),
+            inos=len(layout.inodes) + options.packed_files,
             blocks=self.blocks,
             feature_compat=COMPAT_SB_CHKSUM | COMPAT_MTIME | (COMPAT_XATTR_FILTER if layout.xattrs.used else 0),
             feature_incompat=(INCOMPAT_CHUNKED_FILE if self._chunked else 0)
@@ -189,13 +199,17 @@ class ImageWriter:
         elif kind == stat.S_IFLNK:
             tail = inode.target
         elif inode.rdev != (0, 0):
-            return self._pack(index, inode, LAYOUT_FLAT_PLAIN, encode_rdev(*inode.rdev)), b"", b""
+            return self._pack(index, inode, LAYOUT_FLAT_PLAIN, encode_rdev(*inode.rdev), inode.nlink), b"", b""
         if index in self._layout.data_at:
-            return self._pack(index, inode, LAYOUT_FLAT_PLAIN, self._block_of(index)), b"", tail.ljust(BLOCK, b"\0")
+            return (
+                self._pack(index, inode, LAYOUT_FLAT_PLAIN, self._block_of(index), inode.nlink),
+                b"",
+                tail.ljust(BLOCK, b"\0"),
+            )
         if tail:
-            return self._pack(index, inode, LAYOUT_FLAT_INLINE, NULL_ADDR_32), tail, b""
+            return self._pack(index, inode, LAYOUT_FLAT_INLINE, NULL_ADDR_32, inode.nlink), tail, b""
         start = NULL_ADDR_32 if kind in (stat.S_IFREG, stat.S_IFLNK) else 0
-        return self._pack(index, inode, LAYOUT_FLAT_PLAIN, start), b"", b""
+        return self._pack(index, inode, LAYOUT_FLAT_PLAIN, start, inode.nlink), b"", b""
 
     def _with_chunks(
         self, index: int, inode: Inode, chunks: int | array[int], tail: bytes
@@ -206,14 +220,14 @@ class ImageWriter:
                 raise ErosealError("internal error: chunk list without indexes")
             start = self._unified(chunks)
             layout = LAYOUT_FLAT_INLINE if tail else LAYOUT_FLAT_PLAIN
-            return self._pack(index, inode, layout, start), tail, b""
+            return self._pack(index, inode, layout, start, inode.nlink), tail, b""
         self._chunked = True
         if isinstance(chunks, array):
             bits = (self._options.chunk_size // BLOCK).bit_length() - 1
         else:
             bits = (-(-inode.size // BLOCK) - 1).bit_length()
             chunks = array("Q", [chunks])
-        head = self._pack(index, inode, LAYOUT_CHUNK_BASED, CHUNK_INDEXES | bits)
+        head = self._pack(index, inode, LAYOUT_CHUNK_BASED, CHUNK_INDEXES | bits, inode.nlink)
         return head + bytes(-len(head) % CHUNK_INDEX_SIZE) + self._indexes(chunks), b"", b""
 
     def _indexes(self, chunks: array[int]) -> bytes:
@@ -242,29 +256,23 @@ class ImageWriter:
         return slot.uniaddr + block
 
     def _directory(self, index: int, directory: Directory) -> tuple[bytes, bytes, bytes]:
-        parent = directory.parent or directory
-        children = dict(zip(directory.names, directory.children, strict=True))
-        children[b"."], children[b".."] = directory, parent
-        names = all_names(directory)
-        blocks = [
-            _dirents(names[first : first + count], children) for first, count, _ in self._layout.dir_blocks[index]
-        ]
+        entries = all_entries(directory)
+        blocks = [_dirents(entries[first : first + count]) for first, count, _ in self._layout.dir_blocks[index]]
         whole = self._layout.whole_blocks.get(index, 0)
         data = b"".join(block.ljust(BLOCK, b"\0") for block in blocks[:whole])
         tail = b"".join(blocks[whole:])
         start = self._block_of(index) if whole else NULL_ADDR_32
-        return self._pack(index, directory, LAYOUT_FLAT_INLINE if tail else LAYOUT_FLAT_PLAIN, start), tail, data
+        nlink = 2 + sum(isinstance(child, Directory) for child in directory.children)
+        layout = LAYOUT_FLAT_INLINE if tail else LAYOUT_FLAT_PLAIN
+        return self._pack(index, directory, layout, start, nlink), tail, data
 
     def _block_of(self, index: int) -> int:
         return self._layout.meta_blkaddr + self._layout.data_at[index] // BLOCK
 
-    def _pack(self, index: int, inode: Inode, layout: int, i_u: int) -> bytes:
+    def _pack(self, index: int, inode: Inode, layout: int, i_u: int, nlink: int) -> bytes:
         """Inode and xattrs."""
-        area = self._layout.xattrs.area(inode.xattrs)
+        area = self._layout.xattrs.area(inode.xattrs) if inode.xattrs else b""
         icount = (len(area) - 12) // 4 + 1 if area else 0
-        nlink = inode.nlink
-        if isinstance(inode, Directory):
-            nlink = 2 + sum(isinstance(child, Directory) for child in inode.children)
         if is_compact(inode, self._options.epoch):
             packed = INODE_COMPACT.pack(
                 layout << FORMAT_LAYOUT_SHIFT,
@@ -274,7 +282,7 @@ class ImageWriter:
                 inode.size,
                 0,
                 i_u,
-                index + 1,
+                self._serial + index,
                 inode.uid,
                 inode.gid,
             )
@@ -286,7 +294,7 @@ class ImageWriter:
                 0,
                 inode.size,
                 i_u,
-                index + 1,
+                self._serial + index,
                 inode.uid,
                 inode.gid,
                 inode.mtime,
@@ -296,16 +304,16 @@ class ImageWriter:
         return packed + area
 
 
-def _dirents(names: list[bytes], children: dict[bytes, Inode]) -> bytes:
+def _dirents(entries: list[tuple[bytes, Inode | Packed]]) -> bytes:
     """One block of directory entries, not padded."""
-    offset = len(names) * DIRENT_SIZE
-    entries = []
-    for name in names:
-        child = children[name]
-        file_type = FT_OF_IFMT[stat.S_IFMT(child.mode)]
-        entries.append(DIRENT.pack(child.position // 32, offset, file_type))
+    pack = DIRENT.pack
+    offset = len(entries) * DIRENT_SIZE
+    packed = []
+    for name, child in entries:
+        packed.append(pack(child.position // 32, offset, _FILE_TYPES[child.mode >> 12]))
         offset += len(name)
-    return b"".join([*entries, *names])
+    packed += [name for name, _ in entries]
+    return b"".join(packed)
 
 
 def write_superblock(fd: int, superblock: Superblock) -> None:

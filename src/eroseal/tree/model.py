@@ -79,8 +79,23 @@ class Inode:
         return stat.S_ISDIR(self.mode)
 
 
+class Packed:
+    """A small file whose inode and bytes are packed already: only its place matters from then on.
+
+    Args:
+        mode: st_mode.
+        position: byte offset of its inode in the packed blocks.
+    """
+
+    __slots__ = ("mode", "position")
+
+    def __init__(self, mode: int, position: int) -> None:
+        self.mode = mode
+        self.position = position
+
+
 class Directory(Inode):
-    """A directory: names in byte order, and an inode for each.
+    """A directory: names in byte order, and an inode (or a packed file) for each.
 
     Args:
         parent: None for the root.
@@ -102,7 +117,7 @@ class Directory(Inode):
         super().__init__(mode, uid, gid, mtime, mtime_nsec, 0, xattrs)
         self.parent = parent
         self.names: list[bytes] = []
-        self.children: list[Inode] = []
+        self.children: list[Inode | Packed] = []
 
     def directories(self) -> Iterator[Directory]:
         """This directory and all below, each before its subdirectories, in byte order of names."""
@@ -113,15 +128,25 @@ class Directory(Inode):
             stack.extend(child for child in reversed(directory.children) if isinstance(child, Directory))
 
     def inodes(self) -> Iterator[Inode]:
-        """Every inode once, in the canonical order: a directory, its files, then its subdirectories' inodes."""
+        """Every inode once, in the canonical order: a directory, its files, then its subdirectories' inodes.
+
+        Packed files are left out.
+        """
         seen: set[int] = set()
         for directory in self.directories():
             yield directory
             for child in directory.children:
-                if isinstance(child, Directory):
+                if isinstance(child, Packed | Directory):
                     continue
                 if child.nlink > 1:
                     if id(child) in seen:
                         continue
                     seen.add(id(child))
                 yield child
+
+    def packed(self) -> Iterator[Packed]:
+        """Every packed file of this directory and those below."""
+        for directory in self.directories():
+            for child in directory.children:
+                if isinstance(child, Packed):
+                    yield child

@@ -123,8 +123,8 @@ class _Build:
         with _full_disk(target.path):
             ingest, root, tails, leaves = self._ingest(writer.fd, target.path.parent)
             sealed = self._write_image(writer.fd, ingest, root, tails, (), {}, leaves)
-            size = writer.commit(self.make_record(sealed))
-        return self._result(ingest, [replace(BuiltBlob.of(sealed), size=size)])
+            writer.commit(self.make_record(sealed))
+        return self._result(ingest, [BuiltBlob.of(sealed)])
 
     def to_store(self, path: Path, name: str, bases: tuple[str, ...]) -> BuildResult:
         """Blobs and a document in a native store."""

@@ -266,10 +266,13 @@ def test_temporaries_of_killed_writers_are_litter_and_go(store: LocalStore) -> N
 def test_a_next_writer_cleans_up_by_itself(store: LocalStore) -> None:
     (store.path / "blobs" / f"{TEMPORARY_PREFIX}1-x").write_bytes(bytes(5000))
     (store.path / "blobs" / f"{TEMPORARY_PREFIX}2-x").mkdir()
+    (store.path / "blobs" / f"{TEMPORARY_PREFIX}2-x" / "blob").touch(0o444)
+    (store.path / "blobs" / f"{TEMPORARY_PREFIX}3-x").symlink_to(store.path)
     again = LocalStore.open(store.path)
     add_blob(again, data_region(1))
     left = [name for name in os.listdir(store.path / "blobs") if name.startswith(TEMPORARY_PREFIX)]
-    assert left == [f"{TEMPORARY_PREFIX}2-x"]  # no file, so not ours
+    assert left == [f"{TEMPORARY_PREFIX}3-x"]  # never made by us, and not followed
+    assert again.list_images() == ["a", "b"]
 
 
 def test_a_store_in_use_can_be_checked(store: LocalStore) -> None:

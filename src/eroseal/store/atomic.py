@@ -134,6 +134,40 @@ class TemporaryFile:
         self.discard()
 
 
+class TemporaryDirectory:
+    """A directory under a temporary name for files that become results together; `discard` removes it.
+
+    Args:
+        parent: directory that it is made in.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+
+    __slots__ = ("_fd", "path")
+
+    def __init__(self, parent: Path) -> None:
+        try:
+            while True:
+                self.path = _temporary_path(parent)
+                os.mkdir(self.path, 0o777)
+                with contextlib.suppress(FileNotFoundError):
+                    self._fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                    if _lock_new(self._fd, self.path):
+                        return
+        except OSError as error:
+            raise output_error(error, parent, "cannot create a directory in it") from error
+
+    def discard(self) -> None:
+        """Remove it with the files in it; never raises."""
+        if self._fd < 0:
+            return
+        with contextlib.suppress(OSError):
+            _remove(self.path, self._fd)
+        os.close(self._fd)
+        self._fd = -1
+
+
 def write_atomic(path: Path, data: bytes, *, replace: bool = False, durable: bool = True) -> None:
     """Write a small file whole or not at all; raises OutputError."""
     with TemporaryFile(path.parent, durable=durable) as temporary:
@@ -165,6 +199,14 @@ def sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
+def make_directory(directory: Path, *, durable: bool) -> None:
+    """Make a directory whose parent is there, unless it is there itself; OSError passes through."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(directory)
+        if durable:
+            sync_directory(directory.parent)
+
+
 def is_temporary(name: str) -> bool:
     """Whether a file name is one of ours for something unfinished."""
     return name.startswith(TEMPORARY_PREFIX)
@@ -189,7 +231,7 @@ def remove_abandoned(directory: Path) -> list[Path]:
             if fd is None:
                 continue
             with contextlib.suppress(OSError):
-                os.unlink(path)
+                _remove(path, fd)
                 removed.append(path)
             os.close(fd)
     return removed
@@ -218,26 +260,44 @@ def exclusive_lock(path: Path) -> Iterator[None]:
 
 def _create_locked(directory: Path) -> tuple[int, Path]:
     while True:
-        path = directory / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
+        path = _temporary_path(directory)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        try:
-            # A file system without locks still gets its file; its leftovers are then never seen as abandoned.
-            with contextlib.suppress(OSError):
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between creation and lock a cleaner may have taken it for a leftover.
-            if os.fstat(fd).st_nlink:
-                return fd, path
-        except BaseException:
-            os.close(fd)
-            raise
+        if _lock_new(fd, path):
+            return fd, path
+
+
+def _temporary_path(directory: Path) -> Path:
+    return directory / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
+
+
+def _lock_new(fd: int, path: Path) -> bool:
+    """Lock what was just made; closes it and gives False where a cleaner took it for a leftover before."""
+    try:
+        # A file system without locks still gets its file; its leftovers are then never seen as abandoned.
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), os.lstat(path)):
+            return True
+    except FileNotFoundError:
+        pass
+    except BaseException:
         os.close(fd)
+        raise
+    os.close(fd)
+    return False
 
 
 def _lock_leftover(path: Path) -> int | None:
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        if not stat.S_ISREG(os.lstat(path).st_mode):
+        mode = os.lstat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             return None
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            # NFS locks only what is open for writing; what was about to be committed may be open for reading only.
+            fd = os.open(path, os.O_RDWR | flags)
+        except (IsADirectoryError, PermissionError):
+            fd = os.open(path, os.O_RDONLY | flags)
     except OSError:
         return None
     try:
@@ -246,6 +306,16 @@ def _lock_leftover(path: Path) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def _remove(path: Path, fd: int) -> None:
+    """Remove a temporary file, or a temporary directory with the files in it; OSError passes through."""
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.unlink(path)
+        return
+    for name in os.listdir(fd):
+        os.unlink(name, dir_fd=fd)
+    os.rmdir(path)
 
 
 def _move(source: Path, final: Path, *, replace: bool) -> None:

@@ -5,7 +5,6 @@ The builder writes into the store's own directory, so that finishing a blob is a
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Callable
@@ -14,19 +13,31 @@ from types import TracebackType
 from typing import Self
 
 from eroseal.format.digest import Digest
-from eroseal.store.atomic import TemporaryFile, output_error, sync_directory
+from eroseal.store.atomic import TemporaryFile, make_directory, output_error, sync_directory
 from eroseal.store.layout import complete_size
+
+Places = Callable[[Digest], tuple[Path, ...]]
+"""Where a blob may be already; the last place is where it is put if it is in none of them."""
 
 
 class LocalBlobWriter:
-    """A blob in the making, in the store's own directory; implements `BlobWriter`."""
+    """A blob in the making, in the store's own directory; implements `BlobWriter`.
 
-    __slots__ = ("_blob_path", "_durable", "_file")
+    Args:
+        directory: that the file is made in; on the same file system as the places.
+        places: where blobs go.
+        durable: sync to disk before the blob appears.
 
-    def __init__(self, blobs: Path, blob_path: Callable[[Digest], Path], *, durable: bool) -> None:
-        self._blob_path = blob_path
+    Raises:
+        OutputError: no file can be made there.
+    """
+
+    __slots__ = ("_durable", "_file", "_places")
+
+    def __init__(self, directory: Path, places: Places, *, durable: bool) -> None:
+        self._places = places
         self._durable = durable
-        self._file = TemporaryFile(blobs, durable=durable)
+        self._file = TemporaryFile(directory, durable=durable)
 
     @property
     def fd(self) -> int:
@@ -50,28 +61,22 @@ class LocalBlobWriter:
         Raises:
             OutputError: the system refuses; nothing is left.
         """
-        final = self._blob_path(digest)
+        *_, final = places = self._places(digest)
         with self._file as file:
             try:
-                size = os.fstat(file.fd).st_size
-                self._make_directory(final.parent)
-                kept = complete_size(final)
-                if kept is not None:
-                    # Its writer may have renamed but not yet synced it, and our image will count on it.
-                    if self._durable:
-                        sync_directory(final.parent)
-                    return kept
-                mode = stat.S_IMODE(os.fstat(file.fd).st_mode) & 0o444
+                for place in places:
+                    kept = complete_size(place)
+                    if kept is not None:
+                        # Its writer may have renamed but not yet synced it, and our image will count on it.
+                        if self._durable:
+                            sync_directory(place.parent)
+                        return kept
+                status = os.fstat(file.fd)
+                make_directory(final.parent, durable=self._durable)
             except OSError as error:
                 raise output_error(error, final) from error
-            file.commit(final, replace=True, mode=mode)
-            return size
-
-    def _make_directory(self, directory: Path) -> None:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(directory)
-            if self._durable:
-                sync_directory(directory.parent)
+            file.commit(final, replace=True, mode=stat.S_IMODE(status.st_mode) & 0o444)
+            return status.st_size
 
     def discard(self) -> None:
         """Drop it; never raises."""

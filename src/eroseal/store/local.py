@@ -27,7 +27,7 @@ from eroseal.errors import NotFoundError, OutputError
 from eroseal.format.digest import Digest
 from eroseal.format.record import RecordEntry
 from eroseal.limits import MAX_IMAGE_RECORD
-from eroseal.readat import FileAt
+from eroseal.readat import FileAt, ReadAt
 from eroseal.store.atomic import (
     exclusive_lock,
     exists_error,
@@ -36,11 +36,14 @@ from eroseal.store.atomic import (
     sync_directory,
     write_atomic,
 )
+from eroseal.store.batch import BlobBatch
 from eroseal.store.blobwriter import LocalBlobWriter
+from eroseal.store.copying import copy_source
 from eroseal.store.document import MAX_IMAGE_DOCUMENT, ImageDocument
 from eroseal.store.layout import (
     BINDING_DIGITS,
     LOCK_NAME,
+    complete_size,
     digest_of_path,
     is_blob_prefix,
     is_plain_file,
@@ -51,6 +54,7 @@ from eroseal.store.layout import (
 )
 from eroseal.store.protocol import RecordChange, encode_image_record
 from eroseal.store.reference import RECORD_SUFFIX, check_name, is_image_name
+from eroseal.trust import open_blob, scan_blob
 
 
 class LocalStore:
@@ -153,7 +157,45 @@ class LocalStore:
         if not self._cleaned:
             # A killed build may have left gigabytes, and there may be no other chance to find them.
             self.remove_abandoned()
-        return LocalBlobWriter(self.path / "blobs", self.blob_path, durable=self._durable)
+        return LocalBlobWriter(self.path / "blobs", lambda digest: (self.blob_path(digest),), durable=self._durable)
+
+    def batch(self) -> BlobBatch:
+        """A context manager for many blobs that are synced and appear together; dropped unless published.
+
+        Raises:
+            OutputError: no directory can be made in the store.
+        """
+        if not self._cleaned:
+            self.remove_abandoned()
+        return BlobBatch(self.path / "blobs", self.blob_path, durable=self._durable)
+
+    def put_blob(self, digest: Digest, source: ReadAt, *, jobs: int | None = None) -> int:
+        """Copy a blob into the store, unless it is there; it appears only after every block of the copy was verified.
+
+        Args:
+            digest: that it must have.
+            source: the sealed blob; what follows its records is left behind.
+            jobs: threads that verify; None means one for each processor.
+
+        Returns:
+            Bytes of the blob that the store has then.
+
+        Raises:
+            IntegrityError: it is not that blob, or damaged.
+            OutputError: it cannot be written.
+        """
+        kept = complete_size(self.blob_path(digest))
+        if kept is not None:
+            return kept
+        length = open_blob(source, digest).seal.sealed_size
+        with self.new_blob() as blob:
+            try:
+                copy_source(source, blob.fd, length)
+            except OSError as error:
+                raise output_error(error, self.blob_path(digest)) from error
+            with FileAt(blob.path) as copied:
+                scan_blob(copied, open_blob(copied, digest, name=str(digest)), jobs=jobs)
+            return blob.commit(digest)
 
     def list_blobs(self) -> Iterator[Digest]:
         """The digests of all blobs, in order of their hex digits; other files are passed over."""

@@ -18,7 +18,6 @@ record is written.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import stat
@@ -43,16 +42,16 @@ from eroseal.format.record import (
     record_length,
 )
 from eroseal.format.sealed import TreeShape, padded_record_length
-from eroseal.limits import IO_CHUNK, MAX_IMAGE_RECORD, MAX_SEAL_RECORD
+from eroseal.limits import MAX_IMAGE_RECORD, MAX_SEAL_RECORD
 from eroseal.readat import FileAt, ReadAt
 from eroseal.store.atomic import TemporaryFile, exists_error, output_error, write_fully
+from eroseal.store.copying import copy_range, copy_source
 from eroseal.store.protocol import RecordChange, encode_image_record
 from eroseal.trust import SealLocation, find_seal
 
 _NOT_SEALED: Final = "seal it first, or check that the whole file was copied"
 # The first entry of every seal record: type 1, critical, 256 bytes.
 _DESCRIPTOR_HEAD: Final = DESCRIPTOR.to_bytes(2, "little") + b"\1\0" + DESCRIPTOR_SIZE.to_bytes(4, "little")
-_NO_COPY_RANGE: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +167,7 @@ def write_single(
     layout = read_layout(source, name=str(getattr(source, "name", "blob")))
     with SingleWriter(target, replace=replace, durable=durable) as writer:
         try:
-            if isinstance(source, FileAt):
-                copy_range(source.fileno(), writer.fd, layout.seal_end)
-            else:
-                for offset in range(0, layout.seal_end, IO_CHUNK):
-                    piece = source.read_at(offset, min(IO_CHUNK, layout.seal_end - offset))
-                    write_fully(writer.fd, piece, offset)
+            copy_source(source, writer.fd, layout.seal_end)
         except OSError as error:
             raise output_error(error, target) from error
         return writer.commit(entries)
@@ -238,40 +232,6 @@ class SingleWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._file.discard()
-
-
-def copy_range(source_fd: int, target_fd: int, length: int) -> None:
-    """Copy the first `length` bytes to an empty file: sharing extents where possible, keeping holes.
-
-    OSError passes through; FormatError if the source ends early.
-    """
-    os.ftruncate(target_fd, length)
-    offset = 0
-    while offset < length:
-        try:
-            start = os.lseek(source_fd, offset, os.SEEK_DATA)
-            stop = min(os.lseek(source_fd, start, os.SEEK_HOLE), length)
-        except OSError as error:
-            if error.errno == errno.ENXIO and os.fstat(source_fd).st_size >= length:
-                return  # a hole up to the end
-            start, stop = offset, length
-        while start < stop:
-            copied = _copy_some(source_fd, target_fd, start, stop - start)
-            if not copied:
-                raise FormatError(f"file ended at byte {start} while it was copied")
-            start += copied
-        offset = max(stop, start)
-
-
-def _copy_some(source_fd: int, target_fd: int, offset: int, length: int) -> int:
-    try:
-        return os.copy_file_range(source_fd, target_fd, length, offset, offset)
-    except OSError as error:
-        if error.errno not in _NO_COPY_RANGE:
-            raise
-    data = os.pread(source_fd, min(length, IO_CHUNK), offset)
-    write_fully(target_fd, data, offset)
-    return len(data)
 
 
 def _read_layout(source: ReadAt, location: SealLocation) -> SingleLayout:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 BLOCK: Final = 4096
-ARENA: Final = 4 << 20
+ARENA: Final = 2 << 20
 """Bytes of an arena; a segment of a large file fills one."""
 LARGE: Final = 1 << 20
 """Bytes above which a file is read in segments, and has no inline tail: it would save less than 0.4 %."""

@@ -13,7 +13,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Final, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar
 
 from eroseal.errors import FormatError, NotFoundError, UsageError
 from eroseal.format.digest import BLOCK, Digest, HashAlgorithm
@@ -26,8 +26,10 @@ from eroseal.trust import devices, verifier
 from eroseal.trust.blob import SelfConsistentBlob, UnverifiedBlob, VerifiedBlob, fetch
 from eroseal.trust.devices import DeviceInfo
 from eroseal.trust.locate import find_seal
-from eroseal.trust.policy import Policy, TrustDecision, authenticate
 from eroseal.trust.verifier import SealBytes, SealLocation
+
+if TYPE_CHECKING:
+    from eroseal.trust.policy import Policy, TrustDecision
 
 OpenData = Callable[[Digest], ReadAt]
 """Finds a data blob by its digest; the source may have `close()`."""
@@ -257,6 +259,8 @@ def open_image(
     """
     name = _name_of(source, None, name)
     location = find_seal(source, data_size=data_size)
+    from eroseal.trust.policy import authenticate  # noqa: PLC0415 - loads cryptography, which builds never need
+
     decisions: list[TrustDecision] = []
     seal = verifier.verify_seal(
         read_seal(source, location, name=name),

@@ -67,8 +67,7 @@ class Digest:
     def __post_init__(self) -> None:
         if len(self.value) != self.algorithm.digest_size:
             raise FormatError(
-                f"a {self.algorithm.name_text} digest has {self.algorithm.digest_size} bytes, "
-                f"not {len(self.value)}"
+                f"a {self.algorithm.name_text} digest has {self.algorithm.digest_size} bytes, not {len(self.value)}"
             )
 
     @property
@@ -85,9 +84,7 @@ class Digest:
         kind, colon, digits = text.partition(":")
         for algorithm in HashAlgorithm:
             if colon and kind == f"fsverity-{algorithm.name_text}-{LOG_BLOCK}":
-                if len(digits) != 2 * algorithm.digest_size or set(digits) - set(
-                    string.hexdigits.lower()[:16]
-                ):
+                if len(digits) != 2 * algorithm.digest_size or set(digits) - set(string.hexdigits.lower()[:16]):
                     break
                 return cls(algorithm, bytes.fromhex(digits))
         raise UsageError(

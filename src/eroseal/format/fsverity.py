@@ -80,6 +80,4 @@ class Descriptor:
 
 def formatted_digest(digest: Digest) -> bytes:
     """`struct fsverity_formatted_digest`: what the kernel's built-in signatures sign."""
-    return (
-        _FORMATTED_MAGIC + struct.pack("<HH", digest.algorithm.fsverity_id, len(digest.value)) + digest.value
-    )
+    return _FORMATTED_MAGIC + struct.pack("<HH", digest.algorithm.fsverity_id, len(digest.value)) + digest.value

@@ -80,9 +80,7 @@ def encode_record(magic: bytes, entries: Iterable[RecordEntry]) -> bytes:
         body += _ENTRY.pack(entry.type, _CRITICAL if entry.critical else 0, len(entry.value))
         body += entry.value
         body += bytes(-len(body) % 8)
-    head = _HEADER.pack(
-        magic, VERSION, HEADER_SIZE, HEADER_SIZE + len(body), google_crc32c.value(bytes(body)), 0
-    )
+    head = _HEADER.pack(magic, VERSION, HEADER_SIZE, HEADER_SIZE + len(body), google_crc32c.value(bytes(body)), 0)
     return head[:28] + struct.pack("<I", google_crc32c.value(head[:28])) + bytes(body)
 
 
@@ -128,9 +126,7 @@ def parse_record(magic: bytes, data: bytes, *, limit: int) -> list[RecordEntry]:
     entries: list[RecordEntry] = []
     for entry in _entries(body, _label(magic)):
         if entry.type not in known and entry.critical:
-            raise FormatError(
-                f"{_label(magic)} record holds critical entry type {entry.type}, unknown to this version"
-            )
+            raise FormatError(f"{_label(magic)} record holds critical entry type {entry.type}, unknown to this version")
         if entries and entry.type < entries[-1].type:
             raise FormatError(f"entries of the {_label(magic)} record are not in rising order of type")
         if entries and entry.type == entries[-1].type and entry.type in known - _REPEATABLE:
@@ -179,9 +175,7 @@ class Footer:
 
     def encode(self) -> bytes:
         """The 64 bytes."""
-        raw = bytearray(
-            _FOOTER.pack(FOOTER_MAGIC, VERSION, 0, self.data_size, self.record_offset, self.record_length)
-        )
+        raw = bytearray(_FOOTER.pack(FOOTER_MAGIC, VERSION, 0, self.data_size, self.record_offset, self.record_length))
         struct.pack_into("<I", raw, 12, google_crc32c.value(bytes(raw)))
         return bytes(raw)
 

@@ -364,6 +364,17 @@ def test_symlinks_stay_in_the_image() -> None:
             reader.lookup(path)
 
 
+def test_lookup_does_not_follow_endless_targets() -> None:
+    mini = Mini(blocks=8)
+    mini.put(4 << 12, b"./" * 2048)
+    mini.add(b"l", LNK, mini.place(LNK, size=4096, layout=LAYOUT_FLAT_PLAIN, u=4))
+    mini.root()
+    reader = open_reader(mini.image())
+    with pytest.raises(FormatError, match="target of 4096 bytes"):
+        reader.lookup(b"l")
+    assert reader.readlink(reader.lookup(b"l", follow=False)) == b"./" * 2048
+
+
 def test_lookup_searches_blocks_by_first_name() -> None:
     names = sorted([b"!before", *(b"name-%04d" % k for k in range(1200)), b".", b".."])
     mini = Mini(blocks=16)

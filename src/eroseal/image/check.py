@@ -99,7 +99,7 @@ class _Check:
     def __init__(self, reader: ImageReader, progress: Callable[[int], None] | None, warnings: list[str]) -> None:
         self._reader = reader
         self._progress = progress
-        self._guard = TreeGuard(reader.total_size)
+        self._guard = TreeGuard(reader.metadata_size)
         self._seen = NidSet()
         self._left: dict[int, int] = {}
         """Names still owed to each inode that claims several."""

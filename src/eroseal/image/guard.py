@@ -2,7 +2,7 @@
 
 An image of a few hundred bytes can describe a tree of 2^100 paths (directories with two names each) or an
 endless one (a directory inside itself), and 32 bytes can claim a directory as large as the image. So each
-directory is entered once, and all of them together may not claim more bytes than all devices have.
+directory is entered once, and all of them together may not claim more bytes than hold metadata.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class TreeGuard:
     """Refuses cycles, hard-linked directories, and trees larger than the image that describes them.
 
     Args:
-        total_size: bytes of all devices together.
+        metadata_size: bytes that can hold directories.
     """
 
     __slots__ = ("_budget", "_directories", "_names", "_total")
 
-    def __init__(self, total_size: int) -> None:
-        self._total = self._budget = total_size
+    def __init__(self, metadata_size: int) -> None:
+        self._total = self._budget = metadata_size
         self._directories = NidSet()
         self._names = 0
 
@@ -61,13 +61,11 @@ class TreeGuard:
         if depth > MAX_DEPTH:
             raise FormatError(f"directories are nested deeper than {MAX_DEPTH} levels", where=where[:200])
         if directory.size > MAX_DIRECTORY:
-            raise FormatError(
-                f"directory claims {directory.size} bytes, more than {MAX_DIRECTORY}", where=where
-            )
+            raise FormatError(f"directory claims {directory.size} bytes, more than {MAX_DIRECTORY}", where=where)
         self._budget -= directory.size
         if self._budget < 0:
             raise FormatError(
-                f"directories overlap: together they claim more than all {self._total} bytes of the image",
+                f"directories overlap: together they claim more than the {self._total} bytes that hold metadata",
                 where=where,
             )
 

@@ -28,7 +28,7 @@ from eroseal.image.inode import Inode, decode_inode
 from eroseal.image.space import MetaSpace
 from eroseal.image.volume import read_devices, read_superblock
 from eroseal.image.xattrs import XattrReader
-from eroseal.limits import IO_CHUNK, MAX_SYMLINK_READ
+from eroseal.limits import IO_CHUNK, MAX_SYMLINK, MAX_SYMLINK_READ
 from eroseal.trust import UnverifiedImage, VerifiedImage
 
 __all__ = ["DirEntry", "Extent", "ImageReader", "Inode"]
@@ -147,7 +147,7 @@ class ImageReader:
                 links += 1
                 if links > MAX_SYMLINKS:
                     raise NotFoundError(f"more than {MAX_SYMLINKS} symlinks on the way", where=_show(path))
-                target = self.readlink(child)
+                target = self._short_target(child)
                 if target.startswith(b"/"):
                     del trail[1:]
                 must_be_dir = must_be_dir or (not todo and target.endswith(b"/"))
@@ -166,7 +166,7 @@ class ImageReader:
         Raises:
             FormatError: the tree is broken: a cycle, a directory with two names, directories that overlap.
         """
-        guard = TreeGuard(self.total_size)
+        guard = TreeGuard(self.metadata_size)
         root = self.root()
         if not root.is_dir:
             raise FormatError("the root is not a directory", where=f"inode {root.nid}")
@@ -260,15 +260,15 @@ class ImageReader:
         return self._map
 
     @property
-    def total_size(self) -> int:
-        """Bytes of the meta blob and all data blobs together."""
-        return self._meta.size + sum(device.size for device in self.source.devices)
-
-    @property
     def metadata_size(self) -> int:
-        """Bytes that can hold metadata: the meta blob and the metabox."""
-        inside = self.superblock.feature_incompat & INCOMPAT_METABOX
-        return self._meta.size + (self._metabox_space().size if inside else 0)
+        """Bytes that honest metadata can have: those of the meta blob, and as many again in a metabox.
+
+        Data blobs do not count: nobody keeps metadata there, and until one is opened its size is a claim.
+        """
+        if not self.superblock.feature_incompat & INCOMPAT_METABOX:
+            return self._meta.size
+        # The metabox's blocks lie in the meta blob: a larger one uses some of them again and again.
+        return self._meta.size + min(self._meta.size, self._metabox_space().size)
 
     def _blocks(self, directory: Inode) -> Iterator[list[DirEntry]]:
         if not directory.is_dir:
@@ -280,6 +280,12 @@ class ImageReader:
             data = self.read(directory, start, IO_CHUNK)
             for at in range(0, len(data), block_size):
                 yield parse_block(data[at : at + block_size], where=where)
+
+    def _short_target(self, link: Inode) -> bytes:
+        """A target that any system follows; longer ones would make a lookup arbitrarily slow."""
+        if link.size > MAX_SYMLINK:
+            raise FormatError(f"symlink has a target of {link.size} bytes", where=f"inode {link.nid}")
+        return self.readlink(link)
 
     def _find(self, directory: Inode, name: bytes, path: bytes) -> int:
         """The nid behind a name: search the block by first names, then look through that block."""

@@ -1,0 +1,195 @@
+"""`eroseal build`: a directory becomes a sealed, and if wanted signed, image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from eroseal.cli import output
+from eroseal.cli.params import HEX, SIZE, TIME, UUID, jobs_option, json_option, sync_option, verb
+from eroseal.cli.signing import Signing, signing_options
+from eroseal.errors import UsageError
+
+if TYPE_CHECKING:
+    from eroseal.build.options import BuildOptions, BuildResult
+    from eroseal.format.record import RecordEntry
+    from eroseal.seal.blob import SealedBlob
+    from eroseal.store.reference import Reference
+
+
+@verb("build")
+@click.argument("source", metavar="SOURCE")
+@click.argument("target", metavar="TARGET")
+@click.option("--base", "bases", multiple=True, metavar="REF", help="Reuse this image's chunks; may repeat.")
+@click.option(
+    "--blobs",
+    type=click.Choice(["none", "build", "layer", "file"]),
+    help="Where data goes: into the image itself, or into a blob for each build, layer or file.  "
+    "[default: build; none for a single file]",
+)
+@click.option("--chunk-size", type=SIZE, default="64K", show_default=True, help="A power of two from 4K to 1M.")
+@click.option(
+    "--inline-max", type=SIZE, default="4095", show_default=True, help="Longest file or tail inside the meta blob."
+)
+@click.option("--hash", "algorithm", type=click.Choice(["sha256", "sha512"]), default="sha256", show_default=True)
+@click.option("--salt", type=HEX, default="", metavar="HEX", help="Salt of all trees, at most 32 bytes.")
+@click.option("--timestamp", type=TIME, metavar="TIME", help="Set all times and the image's own to this.")
+@click.option("--uuid", type=UUID, metavar="UUID", help="UUID of the file system.  [default: from the content]")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out paths or names that match; may repeat.")
+@click.option("--all-root", is_flag=True, help="Make root the owner of everything.")
+@click.option("--replace", is_flag=True, help="Take the place of an image that has this name.")
+@sync_option
+@jobs_option
+@json_option
+@signing_options
+def command(
+    *,
+    source: str,
+    target: str,
+    bases: tuple[str, ...],
+    blobs: str | None,
+    chunk_size: int,
+    inline_max: int,
+    algorithm: str,
+    salt: bytes,
+    timestamp: int | None,
+    uuid: bytes | None,
+    exclude: tuple[str, ...],
+    all_root: bool,
+    replace: bool,
+    no_sync: bool,
+    jobs: int | None,
+    as_json: bool,
+    signing: Signing,
+) -> None:
+    """Build a sealed image of the directory SOURCE.
+
+    TARGET is dir:STORE:NAME, an image in a store (which is made if it is not there), or a path, for one file with
+    everything in it. The last line on standard output is the image digest.
+
+    With the environment variable SOURCE_DATE_EPOCH, later file times are set back to it, and it is the image's own
+    time.
+    """
+    from eroseal.build.builder import build
+    from eroseal.build.options import BlobLayout, BuildOptions
+    from eroseal.format.digest import HashAlgorithm, TreeParams
+    from eroseal.store.reference import FileReference, parse_reference
+
+    reference = parse_reference(target)
+    single = isinstance(reference, FileReference)
+    if single and blobs not in (None, "none"):
+        raise UsageError(f"--blobs {blobs} needs a store: a single file holds everything", hint="dir:STORE:NAME")
+    if not exclude:
+        _check_apart(source, reference)
+    options = BuildOptions(
+        blobs=BlobLayout(blobs or ("none" if single else "build")),
+        params=TreeParams(HashAlgorithm.from_name(algorithm), salt),
+        chunk_size=chunk_size,
+        inline_max=inline_max,
+        timestamp=timestamp,
+        clamp=_source_date_epoch(),
+        uuid=uuid,
+        all_root=all_root,
+        exclude=exclude,
+        jobs=jobs,
+        durable=not no_sync,
+        replace=replace,
+    )
+    record = _record(signing)
+    warnings = output.Warnings()
+    with output.Progress("reading", quiet=as_json) as progress:
+        done = build(
+            source,
+            reference,
+            options,
+            bases=bases,
+            warn=warnings,
+            progress=lambda files, size: progress.set(size, f"{files} files"),
+            record=record,
+        )
+    warnings.finish()
+    _show(done, reference, options, as_json=as_json)
+
+
+def _record(signing: Signing) -> Callable[[SealedBlob], Sequence[RecordEntry]] | None:
+    """What makes the image record: keys are loaded before anything is built, and used when the digest is known."""
+    if not signing.wanted:
+        signing.check()
+        if signing.name is not None or signing.version is not None or signing.created is not None:
+            raise UsageError("--name, --version and --created are signed", hint="give --key and --cert, or --ed25519")
+        return None
+    from eroseal.seal.sign import sign_image
+
+    signers = signing.load()
+
+    def record(sealed: SealedBlob) -> Sequence[RecordEntry]:
+        root_hash = sealed.root_hash if signing.for_kernel else None
+        statement = signing.statement(sealed.digest)
+        return sign_image(statement, signers, root_hash=root_hash, for_bootloader=signing.for_bootloader)
+
+    return record
+
+
+def _show(done: BuildResult, reference: Reference, options: BuildOptions, *, as_json: bool) -> None:
+    from eroseal.report.digest import BlobEntry, BuildDocument
+    from eroseal.report.document import size_text
+    from eroseal.store.local import LocalStore
+    from eroseal.store.reference import StoreReference
+
+    if not as_json:
+        blobs = len(done.blobs) - 1
+        output.note(
+            f"{done.files} files, {size_text(done.bytes_in)} read, {size_text(done.bytes_new)} new and "
+            f"{size_text(done.bytes_shared)} shared chunks, {blobs} data blob{'' if blobs == 1 else 's'}, "
+            f"{done.seconds:.2f} seconds"
+        )
+        output.result(str(done.image))
+        return
+    store = LocalStore(reference.store, durable=options.durable) if isinstance(reference, StoreReference) else None
+    entries = [
+        BlobEntry(
+            digest=str(blob.digest),
+            role="data" if number else "meta",
+            data_size=blob.data_size,
+            root_hash=blob.root_hash.hex(),
+            size=blob.size,
+            path=str(reference if store is None else store.blob_path(blob.digest)),
+        )
+        for number, blob in enumerate(done.blobs)
+    ]
+    output.document(
+        BuildDocument(
+            image=str(done.image),
+            blobs=entries,
+            files=done.files,
+            bytes_in=done.bytes_in,
+            bytes_new=done.bytes_new,
+            bytes_shared=done.bytes_shared,
+            seconds=round(done.seconds, 6),
+        )
+    )
+
+
+def _check_apart(source: str, target: Reference) -> None:
+    """Refuse a target inside the source: the build would read what it writes."""
+    from eroseal.store.reference import StoreReference
+
+    place = target.store if isinstance(target, StoreReference) else Path(os.path.dirname(target.path) or ".")
+    root = os.path.realpath(source)
+    if os.path.commonpath([root, os.path.realpath(place)]) == root and os.path.isdir(root):
+        raise UsageError(
+            f"the target {target} lies in the source {source}", hint="write it elsewhere, or --exclude its directory"
+        )
+
+
+def _source_date_epoch() -> int | None:
+    text = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit()) or int(text) >= 1 << 63 or len(text) > 20:
+        raise UsageError(f"SOURCE_DATE_EPOCH is not a number of seconds: {text!r}")
+    return int(text)

@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import resource
+import shutil
+import signal
 import stat
 import struct
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.unit.reader_images import REG, Mini, open_reader
+from tests.unit.report_images import Images
 
-from eroseal.errors import FormatError, IntegrityError, OutputError, UnsupportedError
-from eroseal.image import unpack_confine
+from eroseal.errors import ErosealError, FormatError, IntegrityError, OutputError, UnsupportedError
+from eroseal.image import unpack_confine, unpack_data
 from eroseal.image.inode import Inode
 from eroseal.image.reader import Extent, ImageReader
 from eroseal.image.unpack import UnpackResult, unpack
@@ -538,6 +545,109 @@ def test_a_system_call_that_fails_leaves_nothing(
         assert "Disk quota exceeded" in str(caught.value)
 
 
+@pytest.mark.parametrize("jobs", [1, 4])
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_sealed_image_with_a_flipped_bit(tmp_path: Path, source: Path, jobs: int, which: int) -> None:
+    """Of the meta blob, which is met when the image is opened, and of a data blob, met while unpacking."""
+    images = Images(tmp_path)
+    result = images.build(source, "image")
+    whole = unpack(images.verified(result), tmp_path / "whole", jobs=jobs)
+    assert listing(tmp_path / "whole") == listing(source)
+    assert whole.warnings == ()
+    blob = result.blobs[which]
+    path = images.store.blob_path(blob.digest)
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.seek(blob.data_size - 3 * 4096 if which else 4096 + 100)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(IntegrityError, match="byte"):
+        unpack(images.verified(result), tmp_path / "out", jobs=jobs)
+    assert not (tmp_path / "out").exists()
+    images.close()
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_a_large_file_that_cannot_be_written_is_named(
+    tmp_path: Path, source: Path, make: Make, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    """Also where a thread finds out when the walk is somewhere else."""
+    reader = make(source)
+    real = os.pwrite
+
+    def fail(fd: int, data: bytes, offset: int) -> int:
+        if offset > LARGE_FILE:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(OutputError, match=r"^big: cannot unpack: Input/output error"):
+        unpack(reader, tmp_path / "out", jobs=jobs)
+    assert not (tmp_path / "out").exists()
+
+
+def test_short_writes_are_continued(tmp_path: Path, source: Path, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = make(source)
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, offset: real(fd, data[:70_000], offset))
+    unpack(reader, tmp_path / "out")
+    assert (tmp_path / "out" / "big").read_bytes() == (source / "big").read_bytes()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_segments_of_a_very_large_file(
+    tmp_path: Path, source: Path, make: Make, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    monkeypatch.setattr(unpack_data, "SEGMENT_BYTES", 10_000)
+    monkeypatch.setattr(unpack_data, "SEGMENT_RUNS", 2)
+    reader = make(source, "--chunksize=4096")
+    result = unpack(reader, tmp_path / "out", jobs=jobs)
+    assert (tmp_path / "out" / "big").read_bytes() == (source / "big").read_bytes()
+    assert (tmp_path / "out" / "big").stat().st_mtime_ns == (source / "big").stat().st_mtime_ns
+    assert result.bytes_written > 3 * LARGE_FILE
+
+
+@pytest.mark.usefixtures("need_root")
+def test_a_root_that_may_not_give_files_away(tmp_path: Path, source: Path, make: Make) -> None:
+    """As in a user namespace or a container: tell it, and offer the way out."""
+    os.chown(source / "big", 1234, 1234)
+    reader = make(source)
+    place = tmp_path / "place"
+    place.mkdir()
+    os.chown(place, NOBODY, NOBODY)
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        parent.chmod(0o755)
+
+    def check() -> None:
+        # Which of the two it is first depends on the order of names: all of them belong to someone else.
+        with pytest.raises(OutputError, match=r"cannot give it to (0:0|1234:1234): .* \(unpack without owners"):
+            unpack(reader, place / "out", as_root=True)
+        assert os.listdir(place) == []
+        unpack(reader, place / "out", as_root=True, keep_owners=False)
+        assert stat.S_IMODE((place / "out" / "set-id").stat().st_mode) == 0o6755
+
+    run_as_nobody(check)
+
+
+@pytest.mark.usefixtures("need_root")
+def test_a_root_that_may_not_make_devices(tmp_path: Path, source: Path, make: Make) -> None:
+    os.mknod(source / "null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    reader = make(source)
+    place = tmp_path / "place"
+    place.mkdir()
+    os.chown(place, NOBODY, NOBODY)
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        parent.chmod(0o755)
+
+    def check() -> None:
+        with pytest.raises(OutputError, match=r"null: cannot unpack: .* \(unpack as an ordinary user"):
+            unpack(reader, place / "out", as_root=True, keep_owners=False)
+        assert os.listdir(place) == []
+
+    run_as_nobody(check)
+
+
 @pytest.mark.usefixtures("need_root")
 def test_a_full_disk(tmp_path: Path, source: Path, make: Make) -> None:
     reader = make(source)
@@ -795,6 +905,98 @@ def test_what_others_put_there_stays(tmp_path: Path, source: Path, make: Make) -
         unpack(meddle(b"a/zmall", put, make(source)), out)
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*")) == ["a", "a/other", "a/zmall"]
     assert (out / "a" / "zmall").read_text() == "theirs"
+
+
+# --- the whole thing, from outside ---
+
+INTERRUPTED = """
+import os, sys
+from eroseal.image.reader import ImageReader
+from eroseal.image.unpack import unpack
+from eroseal.readat import FileAt
+from eroseal.trust import UnverifiedImage
+reader = ImageReader(UnverifiedImage(FileAt(sys.argv[1])))
+print("ready", flush=True)
+while True:
+    unpack(reader, sys.argv[2], jobs=2)
+    os.rename(sys.argv[2], sys.argv[2] + "-done")
+    import shutil
+    shutil.rmtree(sys.argv[2] + "-done")
+"""
+
+
+def test_signals_at_any_moment(tmp_path: Path, source: Path, require_peer: Callable[[str], str]) -> None:
+    image = tmp_path / "image"
+    subprocess.run([require_peer("mkfs.erofs"), image, source], check=True, capture_output=True)
+    chance = random.Random(1)
+    for attempt in range(8):
+        out = tmp_path / f"out{attempt}"
+        with subprocess.Popen(
+            [sys.executable, "-c", INTERRUPTED, image, out], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"ready\n"
+            time.sleep(chance.random() / 20)
+            child.send_signal(signal.SIGINT)
+            _, errors = child.communicate(timeout=30)
+        assert b"KeyboardInterrupt" in errors
+        # A signal that comes when all is done, while descriptors are closed, finds all of it.
+        assert not out.exists() or listing(out) == listing(source), errors.decode()
+
+
+def test_mutated_images(tmp_path: Path, require_peer: Callable[[str], str]) -> None:
+    """Whatever an image's bytes say: our errors only, nothing outside, and nothing left when it is refused."""
+    tree = tmp_path / "tree"
+    (tree / "dir" / "below").mkdir(parents=True)
+    (tree / "dir" / "file").write_bytes(b"content" * 1000)
+    (tree / "link").symlink_to("dir/file")
+    os.link(tree / "dir" / "file", tree / "hard")
+    os.setxattr(tree / "hard", "user.x", b"1")
+    image = tmp_path / "image"
+    subprocess.run([require_peer("mkfs.erofs"), image, tree], check=True, capture_output=True)
+    original = image.read_bytes()
+    used = [at for at, byte in enumerate(original[1024:8192], 1024) if byte] + list(range(1024, 1024 + 400))
+    chance = random.Random(7)
+    outcomes = {"unpacked": 0, "refused": 0}
+    place = tmp_path / "place"
+    place.mkdir()
+    for _ in range(400):
+        data = bytearray(original)
+        for _ in range(chance.choice([1, 1, 1, 2, 4])):
+            data[chance.choice(used)] = chance.choice([0, 0xFF, 0x2F, 0x2E, chance.randrange(256)])
+        try:
+            unpack(ImageReader(PlainSource(BytesAt(bytes(data)))), place / "out", as_root=False, jobs=1)
+            outcomes["unpacked"] += 1
+            subprocess.run(["chmod", "-R", "u+rwX", place / "out"], check=True)
+            shutil.rmtree(place / "out")
+        except ErosealError:
+            outcomes["refused"] += 1
+        assert os.listdir(place) == []
+    assert min(outcomes.values()) > 20, outcomes
+
+
+@pytest.mark.parametrize("name", [b"a/b", b"", b"/tmp/x", b"../x"])
+def test_hostile_names_on_disk(tmp_path: Path, name: bytes) -> None:
+    """The same as bytes of an image, through the real reader."""
+    image = Mini()
+    file = image.place(REG, tail=b"evil")
+    image.add(name, REG, file)
+    image.root(dots=False)
+    place = tmp_path / "place"
+    place.mkdir()
+    with pytest.raises(FormatError):
+        unpack(open_reader(image.image()), place / "out")
+    assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize("name", [b"..", b"."])
+def test_dots_that_lead_elsewhere_are_no_files(tmp_path: Path, name: bytes) -> None:
+    image = Mini()
+    image.add(name, REG, image.place(REG, tail=b"evil"))
+    image.root(dots=False)
+    unpack(open_reader(image.image()), tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == []
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_the_result_is_a_value(tmp_path: Path, source: Path, make: Make) -> None:

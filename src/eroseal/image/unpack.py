@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import stat
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,7 +18,7 @@ from eroseal.errors import FormatError
 from eroseal.image.inode import Inode
 from eroseal.image.reader import ImageReader
 from eroseal.image.unpack_confine import Directory, Target, proc_path
-from eroseal.image.unpack_data import MAX_JOBS, FileJob, Writers, write_contents
+from eroseal.image.unpack_data import MAX_JOBS, OpenFile, Writers
 from eroseal.image.unpack_restore import (
     NoteForPath,
     Rules,
@@ -119,7 +118,7 @@ class _Unpacking:
         self._links: dict[int, tuple[tuple[Directory, bytes] | None, int]] = {}
         self._inodes: dict[Directory, tuple[bytes, Inode]] = {}
         self._target = Target(target)
-        self._writers = Writers(self._write_file, jobs)
+        self._writers = Writers(reader, self._complete, jobs)
         self._ended = False
 
     def __enter__(self) -> Self:
@@ -181,7 +180,7 @@ class _Unpacking:
         made = True
         if stat.S_ISREG(inode.mode):
             fd = self._target.make_file(parent, name)
-            self._writers.add(FileJob(path, inode, fd))
+            self._writers.add(OpenFile(path, inode, fd))
             self._counts["files"] += 1
         elif stat.S_ISLNK(inode.mode):
             self._make_symlink(parent, name, path, inode)
@@ -232,13 +231,8 @@ class _Unpacking:
         xattrs = self._reader.xattrs(inode) if self._rules.xattrs else []
         restore(handle, inode, xattrs, self._rules, NoteForPath(self._warnings, path))
 
-    def _write_file(self, job: FileJob, stop: threading.Event) -> int:
-        try:
-            written = write_contents(self._reader, job.inode, job.fd, stop)
-            self._restore(job.fd, job.path, job.inode)
-        except OSError as error:
-            raise output_error(error, job.path) from error
-        return written
+    def _complete(self, file: OpenFile) -> None:
+        self._restore(file.fd, file.path, file.inode)
 
     def _finish_directories(self) -> None:
         """Owners, modes and times of directories, children first: nothing is made in them any more."""

@@ -96,11 +96,12 @@ def restore(
 
     Raises:
         OSError: for the caller to wrap with the path.
+        OutputError: this user may not give files to others.
         FormatError: values that no file can have.
     """
     try:
         if rules.owners:
-            os.chown(handle, inode.uid, inode.gid)
+            _set_owner(handle, inode, note)
         if rules.xattrs:
             for name, value in xattrs:
                 _set_xattr(handle, name, value, rules, note)
@@ -122,6 +123,20 @@ class NoteForPath:
     def add(self, what: str) -> None:
         """Note one."""
         self.warnings.add(what, self.path)
+
+
+def _set_owner(handle: int | str, inode: Inode, note: NoteForPath) -> None:
+    try:
+        os.chown(handle, inode.uid, inode.gid)
+    except OSError as error:
+        # EINVAL: ids that a user namespace does not map.
+        if error.errno not in (errno.EPERM, errno.EINVAL):
+            raise
+        raise OutputError(
+            f"cannot give it to {inode.uid}:{inode.gid}: {error.strerror}",
+            where=os.fsdecode(note.path) or "/",
+            hint="unpack without owners, or as a user who may set them",
+        ) from error
 
 
 def _set_xattr(handle: int | str, name: bytes, value: bytes, rules: Rules, note: NoteForPath) -> None:
@@ -154,6 +169,6 @@ def output_error(error: OSError, path: bytes) -> ErosealError:
         hint = "someone else writes there, or its file system ignores case"
         return OutputError("cannot unpack: the target has it already", where=where, hint=hint)
     if error.errno == errno.EPERM:
-        hint = "unpack as an ordinary user, or with the right to set owners and make devices"
+        hint = "unpack as an ordinary user, or as one who may make device nodes"
         return OutputError(f"cannot unpack: {error.strerror}", where=where, hint=hint)
     return OutputError(f"cannot unpack: {error.strerror}", where=where)

@@ -15,7 +15,6 @@ import io
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from types import FrameType
 from typing import Final
@@ -109,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:  # nothing is lost: everything is either reported or raised again
         with contextlib.suppress(KeyboardInterrupt):  # the message may be lost, the exit code not
             if settings.debug and not isinstance(error, SystemExit):
+                import traceback
+
                 traceback.print_exc()
             return _report(error)
         return 130

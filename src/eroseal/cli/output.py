@@ -6,7 +6,6 @@ cannot drive the terminal: control characters are shown as ``\xNN``.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from types import TracebackType
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
     import msgspec
-    from rich.progress import Progress as RichProgress
 
 _PATIENCE: Final = 0.5
 """Seconds that a command may take before a progress display is worth its start-up time."""
@@ -42,6 +40,8 @@ def result(text: str = "") -> None:
 
 def document(struct: msgspec.Struct) -> None:
     """The result as one JSON document."""
+    import json
+
     import msgspec
 
     # Not msgspec's own encoder: it refuses the lone surrogates that stand for bytes which are not UTF-8.
@@ -110,7 +110,7 @@ class Progress:
         self._started = time.monotonic()
         self._next = self._started + _PATIENCE
         self._done = 0
-        self._display: RichProgress | None = None
+        self._display: Any = None  # rich's Progress, whose name must not be imported here
 
     def add(self, amount: int) -> None:
         """So much more is done."""
@@ -131,7 +131,7 @@ class Progress:
             self._display = self._start()
         self._display.update(self._display.task_ids[0], completed=done, more=more)
 
-    def _start(self) -> RichProgress:
+    def _start(self) -> Any:
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn
 

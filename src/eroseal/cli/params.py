@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +47,8 @@ class _Time(click.ParamType[int]):
         """Unix seconds, or an ISO 8601 date and time, in UTC unless it says otherwise."""
         if isinstance(value, int):
             return value
+        import datetime
+
         if value.isascii() and value.isdigit() and len(value) < 16:
             return int(value)
         try:

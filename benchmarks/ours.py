@@ -24,7 +24,6 @@ from eroseal.store.resolve import resolve
 from eroseal.trust import VerifiedImage, open_image, open_self_consistent, scan_blob
 from eroseal.trust.policy import Policy
 
-HAVE_COMMAND = importlib.util.find_spec("eroseal.cli.main") is not None
 _PROGRAM = Path(sys.executable).with_name("eroseal")
 _BUILD = """
 import sys
@@ -36,6 +35,11 @@ build(sys.argv[1], parse_reference(sys.argv[2]), options)
 """
 
 
+def has_command(verb: str) -> bool:
+    """Whether the program has this verb."""
+    return importlib.util.find_spec(f"eroseal.cli.{verb}") is not None
+
+
 def command(*arguments: str | Path) -> list[str]:
     """The program with arguments."""
     program = [str(_PROGRAM)] if _PROGRAM.exists() else [sys.executable, "-m", "eroseal"]
@@ -44,7 +48,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 def build_command(source: Path, target: str, blobs: BlobLayout = BlobLayout.BUILD) -> list[str]:
     """A build in a process of its own: the program, or the library alone where there is no program."""
-    if HAVE_COMMAND:
+    if has_command("build"):
         return command("build", "--no-sync", "--blobs", blobs.value, source, target)
     return [sys.executable, "-c", _BUILD, str(source), target, blobs.value]
 

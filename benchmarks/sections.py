@@ -88,7 +88,7 @@ def sealing(bench: Bench, image: Path, digest: Digest, data_size: int) -> Sectio
     shutil.copyfile(image, bare)
     unseal = partial(os.truncate, bare, data_size)
     contenders = [Contender("seal in place, library", lambda: check_digest(ours.seal(bare, data_size), digest), unseal)]
-    if ours.HAVE_COMMAND:
+    if ours.has_command("seal"):
         contenders.append(Contender("eroseal seal", partial(run_quietly, *ours.command("seal", bare)), unseal))
     if fsverity := bench.peer("fsverity"):
         contenders.append(Contender("fsverity digest", partial(run_quietly, fsverity, "digest", bare), unseal))
@@ -116,7 +116,7 @@ def verifying(bench: Bench, image: Path, digest: Digest, data_size: int) -> Sect
         Contender("hash, keep nothing", partial(ours.hash_only, image, data_size)),
         Contender("verify, library", partial(ours.verify, str(image), digest)),
     ]
-    if ours.HAVE_COMMAND:
+    if ours.has_command("verify"):
         action = partial(run_quietly, *ours.command("verify", "--digest", str(digest), image))
         contenders.append(Contender("eroseal verify", action))
     if fsverity := bench.peer("fsverity"):
@@ -155,7 +155,7 @@ def tree_contenders(bench: Bench, source: Path, *, chunked: bool) -> list[Conten
     clear = partial(remove, store, meta, blob, plain)
     reference = f"dir:{store}:bench"
     contenders = [Contender("build, library", partial(ours.build_image, source, reference), clear)]
-    if ours.HAVE_COMMAND:
+    if ours.has_command("build"):
         action = partial(run_quietly, *ours.build_command(source, reference))
         contenders.append(Contender("eroseal build --no-sync", action, clear))
     if mkfs := bench.peer("mkfs.erofs"):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from eroseal.image.inode import Inode
 
 
-@verb("cat")
+@verb("cat", "Write files of an image to standard output.")
 @reference_argument
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @device_option

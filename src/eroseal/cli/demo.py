@@ -28,7 +28,7 @@ _EXCLUDED = ("site-packages", "dist-packages", "__pycache__", "test")
 _NAME = "demo"
 
 
-@verb("demo")
+@verb("demo", "Show it all on a directory of this machine.")
 @click.option(
     "--source",
     type=FILE,

@@ -12,7 +12,7 @@ from eroseal.cli.params import device_option, json_option, verb
 from eroseal.cli.trust import Trust, trust_options
 
 
-@verb("diff")
+@verb("diff", "Show how two images differ.")
 @click.argument("first", metavar="REF")
 @click.argument("second", metavar="REF")
 @device_option

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from eroseal.trust import UnverifiedImage
 
 
-@verb("digest")
+@verb("digest", "Print an image's digest.")
 @reference_argument
 @click.option("--to-sign", type=FILE, metavar="FILE", help="Write the statement to sign elsewhere; - is stdout.")
 @statement_options

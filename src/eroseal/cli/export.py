@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from eroseal.trust import SelfConsistentBlob
 
 
-@verb("export")
+@verb("export", "Write an image, or one of its blobs, to a file.")
 @reference_argument
 @click.argument("file", metavar="FILE", type=FILE)
 @click.option("--data", is_flag=True, help="Write the bare data region, without the seal: for kernel fs-verity.")

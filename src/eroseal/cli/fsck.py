@@ -8,7 +8,7 @@ from eroseal.cli import output
 from eroseal.cli.params import jobs_option, json_option, verb
 
 
-@verb("fsck")
+@verb("fsck", "Check a store.")
 @click.argument("store", metavar="STORE")
 @click.option("--quick", is_flag=True, help="Do not read the blobs' data.")
 @jobs_option

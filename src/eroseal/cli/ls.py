@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from eroseal.report.listing import LsEntry
 
 
-@verb("ls")
+@verb("ls", "List the names in an image.")
 @reference_argument
 @click.argument("path", metavar="[PATH]", default="")
 @click.option("-l", "--long", "long_lines", is_flag=True, help="Show mode, owner, size and time (UTC) too.")

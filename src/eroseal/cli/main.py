@@ -28,6 +28,7 @@ from eroseal.errors import ErosealError
 
 VERBS: Final = (
     "build",
+    "seal",
     "sign",
     "export",
     "verify",
@@ -36,6 +37,7 @@ VERBS: Final = (
     "cat",
     "stat",
     "unpack",
+    "inspect",
     "diff",
     "fsck",
     "demo",

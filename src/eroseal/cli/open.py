@@ -55,7 +55,7 @@ def open_trusted(reference: str, trust: Trust, *, devices: Sequence[Path] = ()) 
     """
     policy = trust.policy_for(reference)
     if policy is None:
-        with open_unverified(reference, devices=devices) as opened:
+        with open_unverified(reference, devices) as opened:
             sealed = opened.stored is not None
             output.warn("not verified: --insecure" if sealed else "not sealed, so nothing is checked: --insecure")
             yield opened
@@ -92,7 +92,7 @@ def open_consistent(
 
 
 @contextlib.contextmanager
-def open_unverified(reference: str, *, devices: Sequence[Path] = ()) -> Iterator[Opened]:
+def open_unverified(reference: str, devices: Sequence[Path] = ()) -> Iterator[Opened]:
     """Open whatever is there: a sealed image as self-consistent, a bare one as it is."""
     if _is_bare(reference):
         with contextlib.ExitStack() as stack:

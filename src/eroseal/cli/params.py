@@ -114,12 +114,17 @@ def debug_option(function: _F) -> _F:
     )(function)
 
 
-def verb(name: str) -> Callable[[Callable[..., Any]], click.Command]:
-    """Make a function a verb of the program."""
+def verb(name: str, summary: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a function a verb of the program.
+
+    Args:
+        name: of the verb.
+        summary: one sentence for the list of verbs; the function's docstring is the help text.
+    """
 
     def decorate(function: Callable[..., Any]) -> click.Command:
         settings = {"help_option_names": ["-h", "--help"]}
-        return click.command(name, context_settings=settings)(debug_option(function))
+        return click.command(name, short_help=summary, context_settings=settings)(debug_option(function))
 
     return decorate
 

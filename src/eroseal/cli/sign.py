@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from eroseal.trust import UnverifiedImage
 
 
-@verb("sign")
+@verb("sign", "Add a signature to an image.")
 @reference_argument
 @signing_options
 @click.option("--expect", metavar="DIGEST", help="Refuse to sign anything but the image with this digest.")

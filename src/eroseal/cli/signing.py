@@ -70,6 +70,12 @@ class Signing:
             raise UsageError("--for-bootloader needs --ed25519")
         check_name(self.name or "")
 
+    def check_wanted(self) -> None:
+        """Refuse what is to be signed where nobody is to sign; raises UsageError."""
+        self.check()
+        if not self.wanted and self != Signing(passphrase_file=self.passphrase_file):
+            raise UsageError("--name, --version and --created are signed", hint="give --key and --cert, or --ed25519")
+
     def load(self) -> list[Signer]:
         """The signers, checked so that nothing but a full disk can keep them from signing.
 

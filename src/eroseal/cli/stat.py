@@ -13,7 +13,7 @@ from eroseal.cli.params import device_option, json_option, reference_argument, v
 from eroseal.cli.trust import Trust, trust_options
 
 
-@verb("stat")
+@verb("stat", "Show all about one path in an image.")
 @reference_argument
 @click.argument("path", metavar="PATH")
 @click.option("-L", "--dereference", is_flag=True, help="Follow a symbolic link at the end of PATH.")

@@ -13,7 +13,7 @@ from eroseal.cli.params import device_option, jobs_option, reference_argument, v
 from eroseal.cli.trust import Trust, trust_options
 
 
-@verb("unpack")
+@verb("unpack", "Unpack an image into a directory.")
 @reference_argument
 @click.argument("directory", metavar="DIR")
 @click.option(

@@ -25,7 +25,7 @@ _SHOWN = 20
 """Bad blocks of one blob that are shown as text; the document has all."""
 
 
-@verb("verify")
+@verb("verify", "Verify a whole image, every block of it.")
 @click.argument("reference", metavar="REF", required=False)
 @click.option("--blob", type=FILE, metavar="FILE", help="Verify this lone blob, under its --digest.")
 @click.option("--keep-going", is_flag=True, help="List every bad block instead of stopping at the first.")

@@ -1,0 +1,33 @@
+"""`eroseal inspect`: what is in an image, and who claims to vouch for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from eroseal.cli import output
+from eroseal.cli.open import open_trusted, open_unverified
+from eroseal.cli.params import device_option, json_option, reference_argument, verb
+from eroseal.cli.trust import Trust, trust_options
+
+
+@verb("inspect", "Show what is in an image, and its signatures.")
+@reference_argument
+@device_option
+@json_option
+@trust_options
+def command(reference: str, devices: tuple[Path, ...], as_json: bool, trust: Trust) -> None:
+    """Show what is in the image REF: devices, files, space, the seal, and the signatures with what they state.
+
+    Trust options are not required; without them everything is unverified, and shown as such.
+    """
+    from eroseal.report.inspect import inspect_image
+    from eroseal.report.inspect_text import inspect_text
+
+    opening = open_trusted(reference, trust, devices=devices) if trust.given else open_unverified(reference, devices)
+    with opening as opened:
+        record = () if opened.stored is None else opened.stored.record
+        document = inspect_image(opened.reader(), record=record)
+    if as_json:
+        output.document(document)
+    else:
+        output.result(inspect_text(document))

@@ -8,6 +8,7 @@ import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -315,6 +316,7 @@ def test_a_document_has_one_spelling(store: LocalStore) -> None:
     assert data.endswith(b"}]}\n")
 
 
+@cache
 def _hostile_documents() -> dict[str, bytes]:
     meta = BlobInfo(Digest(HashAlgorithm.SHA256, b"\1" * 32), 4096, 12288)
     other = BlobInfo(Digest(HashAlgorithm.SHA256, b"\2" * 32), 4096, 12288)

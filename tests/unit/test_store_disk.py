@@ -200,6 +200,29 @@ print(check_store(store).ok)
     assert tree(store.path) == before
 
 
+def test_a_store_behind_a_closed_door(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir()
+    LocalStore.create(tmp_path / "closed" / "s", durable=False)
+    (tmp_path / "closed").chmod(0)
+    script = """
+for attempt in (
+    lambda: LocalStore.open(Path('closed/s')),
+    lambda: LocalStore.create(Path('closed/s')),
+    lambda: resolve('dir:closed/s:x'),
+    lambda: resolve('closed/x'),
+    lambda: SingleWriter(Path('closed/x')),
+):
+    try:
+        attempt()
+    except ErosealError as error:
+        print(error.what.lower())
+"""
+    lines = run_as_user(tmp_path, script).splitlines()
+    (tmp_path / "closed").chmod(0o700)
+    assert len(lines) == 5
+    assert all("permission denied" in line for line in lines)
+
+
 def test_a_missing_directory(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no such directory") as caught:
         SingleWriter(tmp_path / "missing" / "x.erofs")

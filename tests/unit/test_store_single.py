@@ -22,7 +22,8 @@ from eroseal.format.digest import HashAlgorithm, TreeParams
 from eroseal.format.record import ACCESS_TRACE, IMAGE_MAGIC, Footer, RecordEntry, encode_record, parse_record
 from eroseal.limits import MAX_IMAGE_RECORD
 from eroseal.readat import BytesAt, FileAt
-from eroseal.store import BlobInfo, SingleWriter, resolve, write_single
+from eroseal.store import BlobInfo, FileReference, SingleWriter, StoreReference, resolve, write_single
+from eroseal.store.atomic import TEMPORARY_PREFIX
 from eroseal.store.single import copy_range, read_layout, update_record
 from eroseal.trust import find_seal, open_blob, open_self_consistent_image, scan_blob
 
@@ -300,6 +301,25 @@ def test_a_writer_makes_the_file_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists already"):
         SingleWriter(target)
     assert os.listdir(tmp_path) == ["x.erofs"]
+
+
+def test_a_writer_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    (tmp_path / f"{TEMPORARY_PREFIX}1-x").write_bytes(bytes(5000))
+    with SingleWriter(tmp_path / "a"), SingleWriter(tmp_path / "b"):
+        assert len(os.listdir(tmp_path)) == 2
+    assert os.listdir(tmp_path) == []
+
+
+def test_odd_paths_are_refused_in_our_own_words(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / ("n" * 300), tmp_path / "loop", tmp_path / "file" / "x", Path("x\0y")):
+        with pytest.raises(ErosealError):
+            update_record(path, lambda old: old)
+        with pytest.raises(ErosealError):
+            resolve(FileReference(path))
+        with pytest.raises(ErosealError):
+            resolve(StoreReference(path, "x"))
 
 
 def test_a_writer_refuses_what_is_not_sealed(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from eroseal.format.digest import Digest
 from eroseal.limits import MAX_IMAGE_RECORD
 from eroseal.readat import FileAt
 from eroseal.store.atomic import is_abandoned, is_temporary
-from eroseal.store.document import MAX_IMAGE_DOCUMENT, ImageDocument
+from eroseal.store.document import MAX_IMAGE_DOCUMENT, BlobInfo, ImageDocument
 from eroseal.store.layout import (
     LOCK_NAME,
     complete_size,
@@ -32,7 +32,7 @@ from eroseal.store.layout import (
 )
 from eroseal.store.local import LocalStore
 from eroseal.store.reference import is_image_name
-from eroseal.trust import open_blob, open_self_consistent, open_self_consistent_image, scan_blob
+from eroseal.trust import VerifiedBlob, open_blob, open_self_consistent, open_self_consistent_image, scan_blob
 
 Kind = Literal[
     "broken-document",
@@ -55,12 +55,12 @@ LITTER: Final[frozenset[Kind]] = frozenset({"stray-temporary", "stray-record", "
 _AGAIN: Final = "delete it, then copy or build the image again"
 
 
-class Finding(msgspec.Struct, frozen=True):
+class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Something that is not as it should be.
 
     Args:
         kind: of the finding.
-        path: of the file, as text.
+        path: of the file, as text; bytes that are not UTF-8 are surrogate escapes.
         what: what is wrong with it.
         hint: what to do.
     """
@@ -79,7 +79,7 @@ class Finding(msgspec.Struct, frozen=True):
         return f"{self.path}: {self.what} ({self.hint})"
 
 
-class StoreReport(msgspec.Struct, frozen=True):
+class StoreReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a check of a store found.
 
     Args:
@@ -150,7 +150,7 @@ class _Check:
         self.images = 0
         self.in_progress = 0
         self.sizes: dict[Digest, int] = {}
-        self.documented: dict[Digest, int] = {}
+        self.documented: dict[Digest, BlobInfo] = {}
 
     def run(self, *, data: bool, jobs: int | None, progress: Callable[[int], None] | None) -> None:
         self._top()
@@ -180,7 +180,7 @@ class _Check:
         )
 
     def _add(self, kind: Kind, path: Path, what: str, hint: str) -> None:
-        self.findings.append(Finding(kind, str(path), what, hint))
+        self.findings.append(Finding(kind=kind, path=str(path), what=what, hint=hint))
 
     def _foreign(self, path: Path) -> None:
         """Something whose name is not the store's: a temporary, or not ours at all."""
@@ -236,7 +236,7 @@ class _Check:
     def _image(self, name: str, document: ImageDocument) -> None:
         path = self.store.image_path(name)
         for blob in dict.fromkeys(document.blobs):
-            self.documented[blob.digest] = blob.size
+            self.documented[blob.digest] = blob
             size = self.sizes.get(blob.digest)
             status = _status(self.store.blob_path(blob.digest)) if size is None else None
             if status is not None and stat.S_ISREG(status.st_mode):
@@ -304,7 +304,7 @@ class _Check:
         progress: Callable[[int], None] | None,
     ) -> None:
         try:
-            blob = open_blob(source, digest)
+            blob = self._open(source, digest)
             bad = scan_blob(source, blob, jobs=jobs, keep_going=True, progress=progress)
         except ErosealError as error:
             self._refused(path, digest, source, error)
@@ -317,12 +317,23 @@ class _Check:
             what = f"{source.size - blob.seal.sealed_size} bytes follow the seal record"
             self._add("wrong-size", path, what, _AGAIN)
 
+    def _open(self, source: FileAt, digest: Digest) -> VerifiedBlob:
+        try:
+            return open_blob(source, digest)
+        except ErosealError:
+            # Its end may be hidden behind other bytes. A document may lie, so it is asked only now.
+            documented = self.documented.get(digest)
+            if documented is None:
+                raise
+            return open_blob(source, digest, data_size=documented.data_size)
+
     def _refused(self, path: Path, digest: Digest, source: FileAt, error: ErosealError) -> None:
         try:
             other = open_self_consistent(source).digest
         except ErosealError:
             # Cut short as far as one can tell: no seal ends here, and no document knows better.
-            short = source.size < self.documented.get(digest, source.size + 1) and complete_size(path) is None
+            documented = self.documented.get(digest)
+            short = (documented is None or source.size < documented.size) and complete_size(path) is None
             what = f"{error.what}; {source.size} bytes are there" if short else error.what
             self._add("truncated-blob" if short else "corrupt-blob", path, what, _AGAIN)
         else:

@@ -13,7 +13,7 @@ from typing import Final
 
 from eroseal.errors import ErosealError, FormatError, NotFoundError
 from eroseal.format.digest import Digest, HashAlgorithm
-from eroseal.format.record import FOOTER_SIZE, IMAGE_MAGIC, Footer, RecordEntry, parse_record
+from eroseal.format.record import FOOTER_SIZE, IMAGE_MAGIC, Footer, RecordEntry, parse_record, record_length
 from eroseal.limits import MAX_IMAGE_RECORD
 from eroseal.readat import FileAt
 from eroseal.store.reference import RECORD_SUFFIX
@@ -80,8 +80,10 @@ def read_small(path: Path, *, limit: int) -> bytes | None:
 
 
 def parse_whole_record(data: bytes, *, where: str) -> list[RecordEntry]:
-    """The entries of an image record's file; raises FormatError that says where."""
+    """The entries of an image record's file, which holds nothing else; raises FormatError that says where."""
     try:
+        if len(data) > record_length(IMAGE_MAGIC, data, limit=MAX_IMAGE_RECORD):
+            raise FormatError("something follows the image record")
         return parse_record(IMAGE_MAGIC, data, limit=MAX_IMAGE_RECORD)
     except ErosealError as error:
         raise FormatError(error.what, where=where, hint="sign the image again, or copy it again") from error

@@ -83,6 +83,12 @@ class LocalStore:
             NotFoundError: there is no store at `path`.
         """
         if not _is_store(path):
+            try:
+                os.stat(path / "blobs")
+            except PermissionError as error:
+                raise NotFoundError("cannot look for a store: permission denied", where=str(path)) from error
+            except (OSError, ValueError):
+                pass
             raise NotFoundError(
                 "no store here", where=str(path), hint="a store is a directory that holds blobs/ and images/"
             )
@@ -365,7 +371,8 @@ class LocalStore:
 
 
 def _is_store(path: Path) -> bool:
-    return (path / "blobs").is_dir() and (path / "images").is_dir()
+    # Not Path.is_dir, which raises where a part of the path is closed to us.
+    return os.path.isdir(path / "blobs") and os.path.isdir(path / "images")
 
 
 def _no_image(path: Path) -> NotFoundError:

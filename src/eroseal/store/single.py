@@ -44,7 +44,7 @@ from eroseal.format.record import (
 from eroseal.format.sealed import TreeShape, padded_record_length
 from eroseal.limits import MAX_IMAGE_RECORD, MAX_SEAL_RECORD
 from eroseal.readat import FileAt, ReadAt
-from eroseal.store.atomic import TemporaryFile, exists_error, output_error, write_fully
+from eroseal.store.atomic import TemporaryFile, exists_error, output_error, remove_abandoned, write_fully
 from eroseal.store.copying import copy_range, copy_source
 from eroseal.store.protocol import RecordChange, encode_image_record
 from eroseal.trust import SealLocation, find_seal
@@ -125,7 +125,7 @@ def update_record(path: Path, change: RecordChange, *, durable: bool = True) -> 
         OutputError: it cannot be written; the file is as it was.
     """
     # Resolved only where it must be: the way to the working directory may be closed to us.
-    real = Path(os.path.realpath(path)) if path.is_symlink() else path
+    real = Path(os.path.realpath(path)) if os.path.islink(path) else path
     with _lock_newest(real) as file:
         layout = read_layout(file, name=str(path))
         if layout.size != layout.end:
@@ -192,6 +192,8 @@ class SingleWriter:
         self._replace = replace
         if os.path.lexists(target) and not replace:
             raise exists_error(target)
+        # A killed build may have left gigabytes here, under a name that nobody looks for.
+        remove_abandoned(target.parent)
         self._file = TemporaryFile(target.parent, durable=durable)
 
     @property

@@ -1,35 +1,26 @@
-"""Worker processes and the messages between them and the parent.
+"""The parent's end of worker processes.
 
-Workers are started as fresh interpreters (not forked: the calling program may have threads), talk over pipes in
-marshal's format, and end when their pipe does, so that a killed parent leaves none behind.
+Workers are started as fresh interpreters (not forked: the calling program may have threads) and end when their pipe
+does, so that a killed parent leaves none behind.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import marshal
-import os
-import queue
 import selectors
-import signal
-import struct
 import subprocess
 import sys
-import threading
 from collections import deque
 from dataclasses import astuple
 from typing import Any, BinaryIO, Final, Protocol
 
+from eroseal.build.messages import marked, receive, send
 from eroseal.build.wire import FileTask, ScanError, SegmentTask, WorkerConfig, Write
 from eroseal.build.worker import Worker
 from eroseal.errors import ErosealError
 
-_LENGTH: Final = struct.Struct("<I")
 _TASKS_AHEAD: Final = 12
 """Tasks that a worker has in hand at once: the walk goes ahead while workers start, and what is queued is bounded."""
-_ARENAS: Final = 3
-"""Arenas of a worker that may wait for the parent's decision."""
 
 Result = tuple[int, bool, int, Any]
 """(task number, whether it is the task's last part, arena number, records or chunk hashes)."""
@@ -83,7 +74,7 @@ class LocalPool:
         if kind == "S":
             yield task, True, *self._worker.segment(body)
             return
-        for arena, part, last in _marked(self._worker.scan(body)):
+        for arena, part, last in marked(self._worker.scan(body)):
             yield task, last, arena, part
 
     def collect(self, task: int) -> Result:
@@ -183,7 +174,7 @@ class _Process:
     """The parent's end of one worker process."""
 
     def __init__(self, config: WorkerConfig) -> None:
-        code = "import sys; sys.path[:] = {!r}; from eroseal.build.pool import worker_main; worker_main({!r})"
+        code = "import sys; sys.path[:] = {!r}; from eroseal.build.serve import worker_main; worker_main({!r})"
         self._process = subprocess.Popen(
             [sys.executable, "-S", "-E", "-c", code.format(sys.path, astuple(config))],
             stdin=subprocess.PIPE,
@@ -199,10 +190,10 @@ class _Process:
 
     def send(self, message: tuple[Any, ...]) -> None:
         with contextlib.suppress(BrokenPipeError):  # what went wrong is in the worker's last message
-            _send(self.input.fileno(), message)
+            send(self.input.fileno(), message)
 
     def receive(self) -> tuple[Any, ...]:
-        message: tuple[Any, ...] | None = _receive(self.output.fileno())
+        message: tuple[Any, ...] | None = receive(self.output.fileno())
         if message is None:
             return "X", f"it ended with status {self._process.wait()}"
         return message
@@ -212,106 +203,3 @@ class _Process:
         self.output.close()
         self._process.kill()
         self._process.wait()
-
-
-def worker_main(config: tuple[Any, ...]) -> None:
-    """Entry point of a worker process: messages on standard input, results on standard output."""
-    gc.disable()  # no cycles are made here, and the collector would walk every record
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
-    inbox: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
-    # Messages are taken off the pipe at once: the parent must never block on one while this end blocks on a result.
-    threading.Thread(target=_pump, args=(inbox,), daemon=True).start()
-    try:
-        _Server(Worker(WorkerConfig(*config)), inbox).run()
-    except ScanError as error:
-        _send(1, ("E", (error.what, error.path, error.number, error.output)))
-    except Exception as error:  # the parent reports it: a traceback on a user's terminal helps nobody
-        _send(1, ("X", f"{type(error).__name__}: {error}"))
-
-
-class _Server:
-    """A worker's loop: tasks in the order they came, but writes first, since they free arenas."""
-
-    def __init__(self, worker: Worker, inbox: queue.SimpleQueue[tuple[Any, ...] | None]) -> None:
-        self._worker = worker
-        self._inbox = inbox
-        self._tasks: deque[tuple[Any, ...] | None] = deque()
-        self._unsettled = 0
-
-    def run(self) -> None:
-        while True:
-            while not self._tasks or not self._inbox.empty():
-                self._take()
-            message = self._tasks.popleft()
-            if message is None:
-                return
-            kind, number, body = message
-            if kind == "F":
-                for arena, records, last in _marked(self._worker.scan(body)):
-                    self._answer(number, last, arena, records)
-            elif kind == "S":
-                self._answer(number, True, *self._worker.segment(body))
-            else:
-                _send(1, ("Q",))
-                return
-
-    def _answer(self, task: int, last: bool, arena: int, content: Any) -> None:
-        _send(1, ("P", (task, last, arena, content)))
-        self._unsettled += 1
-        while self._unsettled > _ARENAS:
-            self._take()
-
-    def _take(self) -> None:
-        message = self._inbox.get()
-        if message is not None and message[0] == "W":
-            self._worker.settle(message[1], *message[2])
-            self._unsettled -= 1
-        else:
-            self._tasks.append(message)
-            if message is None:
-                self._unsettled = 0  # the parent is gone: end instead of waiting for it
-
-
-def _marked(parts: Any) -> Any:
-    """(arena, records, whether it is the last) for each part."""
-    previous = next(parts)
-    for part in parts:
-        yield *previous, False
-        previous = part
-    yield *previous, True
-
-
-def _pump(inbox: queue.SimpleQueue[Any]) -> None:
-    with contextlib.suppress(OSError):
-        while (message := _receive(0)) is not None:
-            inbox.put(message)
-    inbox.put(None)
-
-
-def _send(fd: int, message: tuple[Any, ...]) -> None:
-    data = marshal.dumps(message)
-    view = memoryview(_LENGTH.pack(len(data)) + data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _receive(fd: int) -> tuple[Any, ...] | None:
-    head = _read_exactly(fd, _LENGTH.size)
-    if head is None:
-        return None
-    body = _read_exactly(fd, _LENGTH.unpack(head)[0])
-    return None if body is None else marshal.loads(body)  # noqa: S302 - from our own worker, over a private pipe
-
-
-def _read_exactly(fd: int, length: int) -> bytes | None:
-    data = os.read(fd, length)
-    if len(data) == length:
-        return data
-    parts = [data]
-    missing = length - len(data)
-    while missing:
-        if not parts[-1]:
-            return None
-        parts.append(os.read(fd, min(missing, 1 << 20)))
-        missing -= len(parts[-1])
-    return b"".join(parts)

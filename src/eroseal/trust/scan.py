@@ -1,4 +1,4 @@
-"""Checking a whole blob: every tree level from the top down, then all data, streaming and in parallel.
+"""Checking a whole blob: all data and every tree level, streaming and in parallel.
 
 What is reported does not depend on timing: levels come in order, and within a level the lowest bad block
 decides. Tree blocks are verified again on the way to the data below them (they are under one percent of it),
@@ -79,6 +79,24 @@ def scan_blob(
     """
     location = SealLocation(blob.size, blob.seal.shape.record_offset)
     verify_seal(read_seal(source, location, name=blob.name), name=blob.name, expected=blob.digest)
+    changed: IntegrityError | None = None
+    if not keep_going:
+        # Every tree block is some data block's ancestor: this pass alone verifies them all.
+        try:
+            _LevelScan(source, blob, 0, set()).run(jobs=jobs, keep_going=False, progress=progress)
+            return []
+        except IntegrityError as error:
+            changed = error
+    bad = _scan_levels(source, blob, jobs=jobs, keep_going=keep_going, progress=progress if keep_going else None)
+    if changed is not None:
+        raise changed  # a second look found nothing: the blob was altered and put back meanwhile
+    return bad
+
+
+def _scan_levels(
+    source: ReadAt, blob: SelfConsistentBlob, *, jobs: int | None, keep_going: bool, progress: Progress | None
+) -> list[BadBlock]:
+    """Judge level by level, from the top, so that what is wrong with a parent is not put down to its children."""
     bad: list[BadBlock] = []
     unjudged: set[int] = set()
     for level in range(max(len(blob.seal.shape.levels) - 1, 0), -1, -1):

@@ -57,7 +57,7 @@ def documents(language: str) -> list[Path]:
     return [path for path in DOCUMENTS if any(block.language == language for block in blocks_of(path))]
 
 
-def run_script(script: str, directory: Path) -> None:
+def check_commands(script: str, directory: Path) -> None:
     """Run a document's commands; the first that fails ends them and the test."""
     places = [str(Path(sys.executable).parent), os.environ.get("EROSEAL_PEERS", ""), os.environ["PATH"], *PLACES]
     environment = os.environ | {"PATH": os.pathsep.join(place for place in places if place)}
@@ -84,7 +84,7 @@ def need_peers(script: str, require_peer: Callable[[str], str]) -> None:
 def test_commands_run(document: Path, tmp_path: Path, require_peer: Callable[[str], str]) -> None:
     script = commands_of(document, "sh")
     need_peers(script, require_peer)
-    run_script(script, tmp_path)
+    check_commands(script, tmp_path)
 
 
 @pytest.mark.parametrize("document", documents("sh root"), ids=label)
@@ -93,7 +93,7 @@ def test_commands_for_root_run(
 ) -> None:
     script = commands_of(document, "sh", "sh root")
     need_peers(script, require_peer)
-    run_script(script, tmp_path)
+    check_commands(script, tmp_path)
 
 
 def test_there_is_something_to_run() -> None:

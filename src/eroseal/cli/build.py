@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eroseal.cli import output
-from eroseal.cli.params import HEX, SIZE, TIME, UUID, jobs_option, json_option, sync_option, verb
+from eroseal.cli.params import HEX, REFERENCE, SIZE, TIME, UUID, jobs_option, json_option, sync_option, verb
 from eroseal.cli.signing import Signing, signing_options
 from eroseal.errors import UsageError
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 
 @verb("build", "Build a sealed image of a directory.")
-@click.argument("source", metavar="SOURCE")
-@click.argument("target", metavar="TARGET")
+@click.argument("source", metavar="SOURCE", type=click.Path())
+@click.argument("target", metavar="TARGET", type=REFERENCE)
 @click.option("--base", "bases", multiple=True, metavar="REF", help="Reuse this image's chunks; may repeat.")
 @click.option(
     "--blobs",
@@ -35,7 +35,14 @@ if TYPE_CHECKING:
 @click.option(
     "--inline-max", type=SIZE, default="4095", show_default=True, help="Longest file or tail inside the meta blob."
 )
-@click.option("--hash", "algorithm", type=click.Choice(["sha256", "sha512"]), default="sha256", show_default=True)
+@click.option(
+    "--hash",
+    "algorithm",
+    type=click.Choice(["sha256", "sha512"]),
+    default="sha256",
+    show_default=True,
+    help="Hash of all trees.",
+)
 @click.option("--salt", type=HEX, default="", metavar="HEX", help="Salt of all trees, at most 32 bytes.")
 @click.option("--timestamp", type=TIME, metavar="TIME", help="Set all times and the image's own to this.")
 @click.option("--uuid", type=UUID, metavar="UUID", help="UUID of the file system.  [default: from the content]")

@@ -8,13 +8,13 @@ import click
 
 from eroseal.cli import output
 from eroseal.cli.open import open_trusted
-from eroseal.cli.params import device_option, json_option, verb
+from eroseal.cli.params import REFERENCE, device_option, json_option, verb
 from eroseal.cli.trust import Trust, trust_options
 
 
 @verb("diff", "Show how two images differ.")
-@click.argument("first", metavar="REF")
-@click.argument("second", metavar="REF")
+@click.argument("first", metavar="REF", type=REFERENCE)
+@click.argument("second", metavar="REF", type=REFERENCE)
 @device_option
 @json_option
 @trust_options

@@ -9,7 +9,7 @@ from eroseal.cli.params import jobs_option, json_option, verb
 
 
 @verb("fsck", "Check a store.")
-@click.argument("store", metavar="STORE")
+@click.argument("store", metavar="STORE", type=click.Path())
 @click.option("--quick", is_flag=True, help="Do not read the blobs' data.")
 @jobs_option
 @json_option

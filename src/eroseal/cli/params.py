@@ -89,6 +89,21 @@ class _Uuid(click.ParamType[bytes]):
         return bytes.fromhex(digits)
 
 
+class _Reference(click.ParamType[str]):
+    name = "ref"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it is: the store package knows what references look like."""
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """File names, which single files are."""
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="file")]
+
+
+REFERENCE: Final = _Reference()
 SIZE: Final = _Size()
 TIME: Final = _Time()
 HEX: Final = _Hex()
@@ -124,7 +139,9 @@ def verb(name: str, summary: str) -> Callable[[Callable[..., Any]], click.Comman
 
     def decorate(function: Callable[..., Any]) -> click.Command:
         settings = {"help_option_names": ["-h", "--help"]}
-        return click.command(name, short_help=summary, context_settings=settings)(debug_option(function))
+        command = click.command(name, short_help=summary, context_settings=settings)(debug_option(function))
+        command.params.append(command.params.pop(0))  # what every verb has comes last
+        return command
 
     return decorate
 
@@ -145,4 +162,4 @@ device_option = click.option(
     metavar="FILE",
     help="A data blob of an image in a single file; may repeat, in any order.",
 )
-reference_argument = click.argument("reference", metavar="REF")
+reference_argument = click.argument("reference", metavar="REF", type=REFERENCE)

@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     help="A data blob of the image; may repeat, in the order of the device table.",
 )
 @click.option("--rewrite-tags", is_flag=True, help="Let the image's device table be rewritten to name its data blobs.")
-@click.option("--hash", "algorithm", type=click.Choice(["sha256", "sha512"]), default="sha256", show_default=True)
+@click.option(
+    "--hash",
+    "algorithm",
+    type=click.Choice(["sha256", "sha512"]),
+    default="sha256",
+    show_default=True,
+    help="Hash of all trees.",
+)
 @click.option("--salt", type=HEX, default="", metavar="HEX", help="Salt of all trees, at most 32 bytes.")
 @sync_option
 @jobs_option

@@ -59,8 +59,8 @@ class Signing:
         return Statement(digest, self.name or "", self.version or 0, created)
 
     def check(self) -> None:
-        """Refuse options that make no sense together, and a name that cannot be signed; raises UsageError."""
-        from eroseal.format.statement import check_name
+        """Refuse options that make no sense together, and values that cannot be signed; raises UsageError."""
+        from eroseal.format.digest import Digest, HashAlgorithm
 
         if (self.key is None) != (self.cert is None):
             raise UsageError("--key and --cert belong together")
@@ -68,7 +68,7 @@ class Signing:
             raise UsageError("--for-kernel needs --key and --cert")
         if self.for_bootloader and self.ed25519_key is None:
             raise UsageError("--for-bootloader needs --ed25519")
-        check_name(self.name or "")
+        self.statement(Digest(HashAlgorithm.SHA256, bytes(32)))  # whether it can be made, before anything is done
 
     def check_wanted(self) -> None:
         """Refuse what is to be signed where nobody is to sign; raises UsageError."""
@@ -117,10 +117,7 @@ _OPTIONS = (
 _STATEMENT_OPTIONS = (
     click.option("--name", metavar="NAME", help="Name of the image, for the signed statement."),
     click.option(
-        "--version",
-        type=click.IntRange(0, (1 << 64) - 1),
-        metavar="N",
-        help="Version of the image, for the signed statement.",
+        "--version", type=click.IntRange(min=0), metavar="N", help="Version of the image, for the signed statement."
     ),
     click.option("--created", "--time", type=TIME, metavar="TIME", help="Time of creation in it.  [default: now]"),
 )

@@ -15,7 +15,7 @@ from eroseal.cli.trust import Trust, trust_options
 
 @verb("unpack", "Unpack an image into a directory.")
 @reference_argument
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="DIR", type=click.Path())
 @click.option(
     "--same-owner/--no-same-owner",
     default=None,

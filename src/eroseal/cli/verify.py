@@ -12,7 +12,7 @@ import click
 
 from eroseal.cli import output
 from eroseal.cli.open import Opened, open_trusted
-from eroseal.cli.params import FILE, device_option, jobs_option, json_option, verb
+from eroseal.cli.params import FILE, REFERENCE, device_option, jobs_option, json_option, verb
 from eroseal.cli.trust import Trust, trust_options
 from eroseal.errors import ErosealError, FormatError, IntegrityError, NotFoundError, UsageError, VerificationError
 
@@ -26,7 +26,7 @@ _SHOWN = 20
 
 
 @verb("verify", "Verify a whole image, every block of it.")
-@click.argument("reference", metavar="REF", required=False)
+@click.argument("reference", metavar="REF", type=REFERENCE, required=False)
 @click.option("--blob", type=FILE, metavar="FILE", help="Verify this lone blob, under its --digest.")
 @click.option("--keep-going", is_flag=True, help="List every bad block instead of stopping at the first.")
 @device_option

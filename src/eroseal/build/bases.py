@@ -11,19 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from eroseal.crypto.blocks import BlockHasher
-from eroseal.crypto.pieces import write_at
 from eroseal.errors import FormatError, UsageError
 from eroseal.format.chunkmap import decode_chunk_map
 from eroseal.format.digest import BLOCK, Digest, TreeParams
-from eroseal.limits import IO_CHUNK
-from eroseal.readat import FileAt
 from eroseal.seal.chunker import ChunkIndex
-from eroseal.store.protocol import BlobStore, StoredImage
+from eroseal.store.protocol import StoredImage
 from eroseal.store.resolve import resolve
 from eroseal.tree.model import DEVICE_SHIFT
 from eroseal.trust.blob import SelfConsistentBlob
-from eroseal.trust.image import open_self_consistent, open_self_consistent_image
-from eroseal.trust.scan import scan_blob
+from eroseal.trust.image import open_self_consistent_image
 
 _HASHES_AT_ONCE = 1 << 15
 
@@ -107,19 +103,3 @@ def chunk_ids(blob: SelfConsistentBlob, hasher: BlockHasher) -> Iterator[tuple[i
             leaves = window[start : start + blocks * width]
             yield blocks, leaves if blocks == 1 else hasher.hash(leaves), block
             block += blocks
-
-
-def bring_in(base: BaseBlob, store: BlobStore) -> None:
-    """Copy a base's blob into the store that the new image goes to, unless it is there.
-
-    Raises:
-        IntegrityError: the blob does not verify; nothing enters the store.
-    """
-    if store.has_blob(base.digest):
-        return
-    with contextlib.closing(base.image.open_data(base.digest)) as source, store.new_blob() as writer:
-        for offset in range(0, base.size, IO_CHUNK):
-            write_at(writer.fd, source.read_at(offset, min(IO_CHUNK, base.size - offset)), offset)
-        with FileAt(writer.path) as copied:
-            scan_blob(copied, open_self_consistent(copied, name=str(base.digest)))
-        writer.commit(base.digest)

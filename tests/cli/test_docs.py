@@ -131,6 +131,11 @@ def test_verbs_exist(document: Path) -> None:
     assert named <= set(VERBS)
 
 
+def test_every_verb_is_described() -> None:
+    described = set(re.findall(r"`eroseal ([a-z]+)", (ROOT / "docs/cli.md").read_text(encoding="utf-8")))
+    assert described >= set(VERBS)
+
+
 def options_of(verb: str) -> set[str]:
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None

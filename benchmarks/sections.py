@@ -89,7 +89,9 @@ def sealing(bench: Bench, image: Path, digest: Digest, data_size: int) -> Sectio
     unseal = partial(os.truncate, bare, data_size)
     contenders = [Contender("seal in place, library", lambda: check_digest(ours.seal(bare, data_size), digest), unseal)]
     if ours.has_command("seal"):
-        contenders.append(Contender("eroseal seal", partial(run_quietly, *ours.command("seal", "--no-sync", bare)), unseal))
+        contenders.append(
+            Contender("eroseal seal", partial(run_quietly, *ours.command("seal", "--no-sync", bare)), unseal)
+        )
     if fsverity := bench.peer("fsverity"):
         contenders.append(Contender("fsverity digest", partial(run_quietly, fsverity, "digest", bare), unseal))
     if veritysetup := bench.peer("veritysetup"):

@@ -17,9 +17,9 @@ from tests.unit.report_images import Images
 
 from eroseal.image.inode import Inode
 from eroseal.image.reader import ImageReader
-from eroseal.report import Diff, diff_document, diff_images, diff_lines, to_json
 from eroseal.report import usage as usage_module
-from eroseal.report.diff import _order
+from eroseal.report.diff import Diff, _order, diff_document, diff_images, diff_lines
+from eroseal.report.document import to_json
 from eroseal.report.usage import Ranges, blob_keys
 
 

@@ -15,26 +15,18 @@ from eroseal.format.digest import HashAlgorithm, TreeParams
 from eroseal.format.erofs import RawInode
 from eroseal.format.fsverity import Descriptor
 from eroseal.image.inode import Inode
-from eroseal.report import (
-    DOCUMENTS,
+from eroseal.report.digest import (
     BadBlockEntry,
     BlobVerdict,
     BuildDocument,
-    Document,
-    LsDocument,
     VerifyDocument,
     blob_entry,
     digest_document,
     digest_text,
-    json_schema,
-    ls_entry,
-    ls_lines,
-    shown,
-    size_text,
-    stat_document,
-    stat_text,
-    to_json,
 )
+from eroseal.report.document import Document, json_schema, shown, size_text, to_json
+from eroseal.report.listing import LsDocument, ls_entry, ls_lines, stat_document, stat_text
+from eroseal.report.schemas import DOCUMENTS
 
 DESCRIPTOR = Descriptor(TreeParams(HashAlgorithm.SHA256, b"salt"), 8192, bytes(range(32)))
 

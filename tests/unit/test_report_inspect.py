@@ -21,7 +21,9 @@ from eroseal.format.record import RecordEntry
 from eroseal.format.statement import ImageSignature, SignatureKind, Statement
 from eroseal.image.reader import ImageReader
 from eroseal.readat import FileAt
-from eroseal.report import InspectDocument, inspect_image, inspect_text, to_json
+from eroseal.report.document import to_json
+from eroseal.report.inspect import InspectDocument, inspect_image
+from eroseal.report.inspect_text import inspect_text
 from eroseal.trust import UnverifiedImage
 
 

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args, get_type_hints
 
 import click
 
@@ -102,26 +102,19 @@ def _completions() -> Iterator[tuple[str, str]]:
 def _schemas() -> dict[str, dict[str, Any]]:
     import msgspec
 
-    from eroseal.report.diff import DiffDocument
-    from eroseal.report.digest import BuildDocument, DigestDocument, VerifyDocument
-    from eroseal.report.inspect import InspectDocument
-    from eroseal.report.listing import LsDocument, StatDocument
+    from eroseal.report.schemas import DOCUMENTS
     from eroseal.store.document import ImageJson
     from eroseal.store.fsck import StoreReport
 
-    kinds: dict[str, Any] = {
-        "build": BuildDocument,
-        "verify": VerifyDocument,
-        "digest": DigestDocument,
-        "ls": LsDocument,
-        "stat": StatDocument,
-        "inspect": InspectDocument,
-        "diff": DiffDocument,
-        "fsck": StoreReport,
-        "image": ImageJson,
-    }
+    kinds: list[Any] = [*DOCUMENTS, StoreReport, ImageJson]
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return {name: {**dialect, **msgspec.json.schema(kind)} for name, kind in kinds.items()}
+    return {_schema_name(kind): {**dialect, **msgspec.json.schema(kind)} for kind in kinds}
+
+
+def _schema_name(kind: Any) -> str:
+    """`digest` of the type whose field `schema` is always `eroseal.digest/1`."""
+    (schema,) = get_args(get_type_hints(kind)["schema"])
+    return str(schema).removeprefix("eroseal.").partition("/")[0]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,22 @@
+"""All documents that commands print with ``--json``."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from eroseal.report.diff import DiffDocument
+from eroseal.report.digest import BuildDocument, DigestDocument, VerifyDocument
+from eroseal.report.document import Document
+from eroseal.report.inspect import InspectDocument
+from eroseal.report.listing import LsDocument, StatDocument
+
+DOCUMENTS: Final[tuple[type[Document], ...]] = (
+    BuildDocument,
+    DiffDocument,
+    DigestDocument,
+    InspectDocument,
+    LsDocument,
+    StatDocument,
+    VerifyDocument,
+)
+"""One type a command; their schemas are in the manual."""

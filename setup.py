@@ -1,8 +1,8 @@
-"""The optional native core; everything else is in pyproject.toml.
+"""The optional native parts; everything else is in pyproject.toml.
 
-The extension is optional in the strict sense: without its source, a compiler or Python's headers the
-package installs all the same and hashes through hashlib. It keeps to the stable ABI of Python 3.11, so
-that one binary serves every later version.
+The extensions are optional in the strict sense: without their sources, a compiler or Python's headers the package
+installs all the same, hashes through hashlib and reads files in Python. They keep to the stable ABI of Python 3.11,
+so that one binary serves every later version.
 """
 
 from pathlib import Path
@@ -10,28 +10,35 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
-CRYPTO = ROOT / "src/eroseal/crypto"
+PACKAGE = ROOT / "src/eroseal"
 
 
 def files(*patterns: str) -> list[str]:
-    """Give the files of the native core, relative to the project as setuptools wants them."""
-    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in CRYPTO.glob(pattern))
+    """Give source files, relative to the project as setuptools wants them."""
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in PACKAGE.glob(pattern))
 
 
-sources = files("_native.c", "native/*.c")
-extensions = []
-if sources:
-    extensions.append(
+def extension(name: str, sources: list[str], depends: list[str]) -> list[Extension]:
+    """Give one optional extension, or none without its sources."""
+    if not sources:
+        return []
+    return [
         Extension(
-            "eroseal.crypto._native",
+            name,
             sources,
-            depends=files("native/*.h"),
+            depends=depends,
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             extra_compile_args=["-O3", "-g0", "-Wall", "-Wextra"],
             optional=True,
             py_limited_api=True,
         )
-    )
+    ]
+
+
+extensions = [
+    *extension("eroseal.crypto._native", files("crypto/_native.c", "crypto/native/*.c"), files("crypto/native/*.h")),
+    *extension("eroseal.build._scan", files("build/_scan.c"), []),
+]
 
 setup(
     ext_modules=extensions,

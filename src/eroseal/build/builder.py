@@ -125,18 +125,16 @@ class _Build:
     def to_store(self, path: Path, name: str, bases: tuple[str, ...]) -> BuildResult:
         """Blobs and a document in a native store."""
         store = LocalStore.create(path, durable=self._options.durable)
-        try:
-            if not self._options.replace:
-                store.require_new(name)
-            if bases:
-                from eroseal.build.bases import load_bases  # noqa: PLC0415 - most builds have none
+        # Called when everything else is closed: it removes a store that was made here and stayed empty.
+        self._stack.callback(store.abandon)
+        if not self._options.replace:
+            store.require_new(name)
+        if bases:
+            from eroseal.build.bases import load_bases  # noqa: PLC0415 - most builds have none
 
-                self._bases = load_bases(bases, self._options.params, self._index, self._stack)
-            with _full_disk(path):
-                return self._into(store, name)
-        except BaseException:
-            store.abandon()
-            raise
+            self._bases = load_bases(bases, self._options.params, self._index, self._stack)
+        with _full_disk(path):
+            return self._into(store, name)
 
     def _into(self, store: LocalStore, name: str) -> BuildResult:
         layout = self._options.blobs
@@ -198,7 +196,9 @@ class _Build:
         try:
             return ingest, ingest.run(DirectorySource(self._source, exclude=options.exclude).walk())
         except ScanError as error:
-            raise _scan_error(error) from error
+            if error.output:
+                raise OSError(error.number, os.strerror(error.number)) from error
+            raise _source_error(error) from error
 
     @property
     def _flat(self) -> bool:
@@ -302,11 +302,9 @@ def _full_disk(path: Path) -> Iterator[None]:
         raise output_error(error, path) from error
 
 
-def _scan_error(error: ScanError) -> Exception:
-    """What a worker met, as one of our own."""
-    reason = os.strerror(error.number) if error.number else ""
-    what = f"{error.what}: {reason}" if reason else error.what
-    if error.output:
-        return output_error(OSError(error.number, reason), Path("."), error.what)
-    hint = "build from a snapshot, or when nothing writes there" if "changed" in error.what else None
+def _source_error(error: ScanError) -> SourceError:
+    """A file that a worker could not read, as one of our own."""
+    changed = not error.number
+    what = error.what if changed else f"{error.what}: {os.strerror(error.number)}"
+    hint = "build from a snapshot, or when nothing writes there" if changed else "--exclude leaves it out"
     return SourceError(what, where=os.fsdecode(error.path), hint=hint)

@@ -3,6 +3,7 @@
 Strategy. A build touches tens of thousands of small files, and what costs is not hashing but calls. So a worker
 spends on each file one open, one read, one fstat, one listxattr and one close, and nothing else:
 
+* Ordinary small files, most of a tree, are read by native code (`_scan.c`) where there is any, a directory at a time.
 * Files are opened relative to their directory's descriptor. Their metadata comes from the open descriptor, so that
   the walk (`eroseal.tree.directory`) need not stat what is read here anyway.
 * The first read asks for 4096 bytes. Less came: that is the whole file. Its inode and its bytes are packed into
@@ -19,10 +20,11 @@ a process (`eroseal.build.pool`) or lives in the parent (`--jobs 1`); this modul
 
 from __future__ import annotations
 
+import itertools
 import operator
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from eroseal.build.wire import (
@@ -59,9 +61,22 @@ from eroseal.image.placer import Placer, fits_compact
 _FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
+Shortcut = tuple[int, int, int, int, int, bytes]
+"""mode, uid, gid, mtime in seconds, its nanoseconds, content."""
+ReadSmall = Callable[[int, list[bytes], int], list[Shortcut | None]]
 Owner = tuple[int, int, int, int, int]
 """mode, uid, gid, mtime in seconds, its nanoseconds."""
 
+
+def _native() -> ReadSmall | None:
+    try:
+        from eroseal.build._scan import read_small  # noqa: PLC0415 - may be missing
+    except ImportError:  # built without a compiler: the long way does the same
+        return None
+    return read_small
+
+
+_read_small: Final = _native()
 
 _PLACE_LATER: Final = (0, 0, 0)
 """Record of a small file until its part is finished."""
@@ -124,10 +139,13 @@ class Worker:
             except OSError as error:
                 raise ScanError("cannot open the directory", directory, error.errno or 0) from error
             try:
-                for name in names:
+                for name, small in zip(names, self._shortcut(dir_fd, names), strict=True):
                     if arena.used > ARENA - LARGE:
                         yield self._part(arena, records)
                         arena, records = self._new_arena(), []
+                    if small is not None and self._pack(arena, len(records), *small):
+                        records.append(_PLACE_LATER)
+                        continue
                     try:
                         records.append(self._read(arena, len(records), dir_fd, name))
                     except ScanError as error:
@@ -153,10 +171,9 @@ class Worker:
                 uid, gid, mtime = adjusted(self._config, uid, gid, mtime)
             link = (st.st_dev, st.st_ino, st.st_nlink) if st.st_nlink > 1 else None
             if len(data) == size <= self._config.inline_max:
-                if xattrs is None and link is None:
-                    owner = (mode, uid, gid, *divmod(mtime, 1_000_000_000))
-                    if self._pack(arena, record, owner, data):
-                        return _PLACE_LATER
+                when = divmod(mtime, 1_000_000_000)
+                if xattrs is None and link is None and self._pack(arena, record, mode, uid, gid, *when, data):
+                    return _PLACE_LATER
                 if size:
                     arena.tails.append(data)
                 return mode, uid, gid, mtime, size, link, xattrs, -1, None, None
@@ -176,13 +193,21 @@ class Worker:
         ids, alternative = self._chunks(arena, first, size)
         return mode, uid, gid, mtime, size, link, xattrs, first // BLOCK, ids, alternative
 
-    def _pack(self, arena: _Arena, record: int, owner: Owner, data: bytes) -> bool:
+    def _shortcut(self, dir_fd: int, names: list[bytes]) -> Iterable[Shortcut | None]:
+        """What `read_small` says of these files: nothing, where there is no native code."""
+        if _read_small is None or self._adjusts:
+            return itertools.repeat(None, len(names))
+        return _read_small(dir_fd, names, self._config.inline_max)
+
+    def _pack(
+        self, arena: _Arena, record: int, mode: int, uid: int, gid: int, seconds: int, nsec: int, data: bytes
+    ) -> bool:
         """Put a small file aside for packing; False where it and its inode do not fit a block."""
-        _, uid, gid, seconds, nsec = owner
         compact = fits_compact(self._config.epoch, seconds, nsec, uid, gid)
         slots = ((COMPACT_SIZE if compact else EXTENDED_SIZE) + len(data) + NID_SLOT - 1) // NID_SLOT
         if slots > BLOCK // NID_SLOT:
             return False
+        owner = (mode, uid, gid, seconds, nsec)
         arena.packed.append(_Small(record, owner, data, compact=compact, slots=slots))
         return True
 

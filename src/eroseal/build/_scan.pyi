@@ -1,0 +1,3 @@
+def read_small(
+    dir_fd: int, names: list[bytes], limit: int, /
+) -> list[tuple[int, int, int, int, int, bytes] | None]: ...

@@ -24,7 +24,7 @@ SOURCE = ROOT / "src"
 PACKAGE = "eroseal"
 MAX_LINES = 400
 # The one module that is built, not parsed; without it its import fails and hashlib takes over.
-NATIVE = f"{PACKAGE}.crypto._native"
+NATIVE = frozenset({f"{PACKAGE}.crypto._native", f"{PACKAGE}.build._scan"})
 
 # A unit is a package or module directly below eroseal; "" is eroseal/__init__.py. A unit imports from lower
 # floors and from itself, never sideways.
@@ -228,7 +228,7 @@ def test_imports_name_modules_that_exist() -> None:
         f"{module.at(imported.line)}: {imported.target}"
         for module in modules().values()
         for imported in imports_of(module)
-        if is_own(imported.target) and imported.target not in modules() and imported.target != NATIVE
+        if is_own(imported.target) and imported.target not in modules() and imported.target not in NATIVE
     ]
     assert not missing
 

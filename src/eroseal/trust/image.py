@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar
 
-from eroseal.errors import FormatError, NotFoundError, UsageError
+from eroseal.errors import FormatError, IntegrityError, NotFoundError, UsageError
 from eroseal.format.digest import BLOCK, Digest, HashAlgorithm
 from eroseal.format.erofs import SUPER_OFFSET
 from eroseal.format.record import HEADER_SIZE, RecordEntry
@@ -71,9 +71,20 @@ def open_blob(
         IntegrityError: a step refused; names blob, offset and level.
     """
     name = _name_of(source, expected, name)
-    location = find_seal(source, data_size=data_size, algorithm=expected.algorithm)
+    try:
+        location = find_seal(source, data_size=data_size, algorithm=expected.algorithm)
+    except IntegrityError as error:
+        location = _another_seal(source, error)
     seal = verifier.verify_seal(read_seal(source, location, name=name), name=name, expected=expected)
     return VerifiedBlob(source, seal)
+
+
+def _another_seal(source: ReadAt, error: IntegrityError) -> SealLocation:
+    """Where the seal of a blob is that stands in another one's place, so that the refusal can say which it is."""
+    try:
+        return find_seal(source)
+    except IntegrityError:
+        raise error from None
 
 
 def open_self_consistent(

@@ -21,8 +21,9 @@ from eroseal.seal.blob import seal_in_place
 from eroseal.store.protocol import StoredImage
 from eroseal.store.reference import parse_reference
 from eroseal.store.resolve import resolve
-from eroseal.trust import VerifiedImage, open_image, open_self_consistent, scan_blob
+from eroseal.trust.image import VerifiedImage, open_image, open_self_consistent
 from eroseal.trust.policy import Policy
+from eroseal.trust.scan import scan_blob
 
 _PROGRAM = Path(sys.executable).with_name("eroseal")
 _BUILD = """

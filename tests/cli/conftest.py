@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable
@@ -14,12 +15,11 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from tests.peer import certs
 from tests.support.program import Outcome, eroseal
 
 Run = Callable[..., Outcome]
-CONTENT = bytes(range(256)) * 1024
+CONTENT = random.Random(1).randbytes(256 << 10)
 NOW = datetime.fromtimestamp(int(time.time()), UTC)
 VALID = {"start": NOW - timedelta(days=1), "end": NOW + timedelta(days=30)}
 EXPIRED = {"start": NOW - timedelta(days=30), "end": NOW - timedelta(days=1)}

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import click
 import pytest
+from tests.cli.conftest import Run
+from tests.support.program import command, eroseal
 
 from eroseal import __version__
 from eroseal.cli.main import VERBS, cli
-from tests.cli.conftest import Run
-from tests.support.program import command, eroseal
 
 
 def test_version(tmp_path: Path) -> None:

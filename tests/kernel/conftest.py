@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from tests.support.kernel import tmpfs
 from tests.support.nasty import make_nasty
 from tests.support.trees import Tree, tree_of

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from eroseal.build.options import BlobLayout, BuildOptions
-from eroseal.format.digest import HashAlgorithm, TreeParams
 from tests.kernel.conftest import Nasty
 from tests.support.images import Built, build_image, fsck, reading, unpack_image, verify
 from tests.support.kernel import mounted
 from tests.support.nasty import sparse_file
-from tests.support.trees import Tree, assert_same, image_tree, ranges_of, tree_of
+from tests.support.trees import Entry, Tree, assert_same, image_tree, ranges_of, tree_of
+
+from eroseal.build.options import BlobLayout, BuildOptions
+from eroseal.format.digest import HashAlgorithm, TreeParams
 
 SHA256, SHA512 = HashAlgorithm.SHA256, HashAlgorithm.SHA512
 KIB = 1 << 10
@@ -50,21 +51,10 @@ def assert_gives_back(built: Built, wanted: Tree, memory: Path, disk: Path) -> N
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
-def test_the_nasty_tree_comes_back(
-    nasty: Nasty, memory: Path, disk: Path, options: BuildOptions, require_peer: Callable[[str], str]
-) -> None:
+def test_the_nasty_tree_comes_back(nasty: Nasty, memory: Path, disk: Path, options: BuildOptions) -> None:
     built = build_image(nasty.source, disk / "store", options)
     assert built.result.files == len(nasty.tree)
     assert_gives_back(built, nasty.tree, memory, disk)
-    fsck(require_peer("fsck.erofs"), built)
-
-
-@pytest.mark.parametrize("blobs", [BlobLayout.NONE, BlobLayout.BUILD, BlobLayout.FILE])
-def test_newer_fsck_accepts_the_nasty_tree(
-    nasty: Nasty, disk: Path, blobs: BlobLayout, require_peer: Callable[[str], str]
-) -> None:
-    program = require_peer("fsck.erofs>=1.9")
-    fsck(program, build_image(nasty.source, disk / "store", BuildOptions(blobs=blobs, durable=False)))
 
 
 def built_when_quiet(source: Path, store: Path) -> tuple[Built, Tree]:
@@ -77,12 +67,7 @@ def built_when_quiet(source: Path, store: Path) -> tuple[Built, Tree]:
     pytest.fail(f"{source} does not stop changing")
 
 
-def _bare(entry: object) -> object:
-    from dataclasses import replace
-
-    from tests.support.trees import Entry
-
-    assert isinstance(entry, Entry)
+def _bare(entry: Entry) -> Entry:
     return replace(entry, content=b"") if stat.S_ISREG(entry.mode) else entry
 
 
@@ -90,6 +75,7 @@ def _bare(entry: object) -> object:
 def test_directories_of_this_system_come_back(
     name: str, memory: Path, disk: Path, require_peer: Callable[[str], str]
 ) -> None:
+    program = require_peer("fsck.erofs")
     sources = sorted(path for path in Path("/").glob(name[1:]) if path.is_dir() and not path.is_symlink())
     assert sources
     for number, source in enumerate(sources):
@@ -98,23 +84,27 @@ def test_directories_of_this_system_come_back(
         room.mkdir()
         built, tree = built_when_quiet(source, place / "store")
         assert_gives_back(built, tree, room, place)
-        fsck(require_peer("fsck.erofs"), built)
+        fsck(program, built)
 
 
 # --- sparse files ---
-def zero_chunks(path: Path, chunk: int) -> list[tuple[int, int]]:
+def data_chunks(path: Path, chunk: int) -> list[tuple[int, int]]:
     """Ranges of a file in which some chunk has a byte that is not zero, to the ends of the chunks or the file."""
     size = path.stat().st_size
     found: list[tuple[int, int]] = []
+    done = 0
     with path.open("rb") as file:
         for start, end in ranges_of(path):
-            for at in range(start // chunk * chunk, end, chunk):
+            for at in range(max(done, start // chunk * chunk), end, chunk):
+                done = at + chunk
                 file.seek(at)
-                if any(file.read(chunk)) and (not found or found[-1][1] <= at):
-                    if found and found[-1][1] == at:
-                        found[-1] = (found[-1][0], min(at + chunk, size))
-                    else:
-                        found.append((at, min(at + chunk, size)))
+                data = file.read(chunk)
+                if data == bytes(len(data)):
+                    continue
+                if found and found[-1][1] == at:
+                    found[-1] = (found[-1][0], min(done, size))
+                else:
+                    found.append((at, min(done, size)))
     return found
 
 
@@ -128,7 +118,7 @@ def test_holes_are_holes_again(nasty: Nasty, memory: Path, disk: Path, blobs: Bl
     holes = 0
     with mounted(built.meta, built.data, disk / "mountpoint") as mountpoint:
         for path in sorted(source.iterdir()):
-            wanted = zero_chunks(path, chunk)
+            wanted = data_chunks(path, chunk)
             size = path.stat().st_size
             holes += size - sum(end - start for start, end in wanted)
             for copy in (mountpoint / path.name, unpacked / path.name):
@@ -137,22 +127,22 @@ def test_holes_are_holes_again(nasty: Nasty, memory: Path, disk: Path, blobs: Bl
                 assert found <= sum(end - start for start, end in wanted) + 2 * chunk, copy
             allocated = (unpacked / path.name).stat().st_blocks * 512
             assert allocated <= sum(end - start for start, end in wanted) + 2 * chunk, path
-    assert holes > 5 << 30
+    assert holes > 300 << 20
 
 
 def test_a_sparse_file_of_20_gib(memory: Path, disk: Path) -> None:
     size = 20 << 30
     source = memory / "source"
     source.mkdir()
-    ends = [(0, b"first"), (7 << 30, bytes(range(256)) * 4096), (size - 5, b"last!")]
-    sparse_file(os.fsencode(source / "sparse"), size, *ends)
+    across = (4 << 30) - 4096, bytes(range(256)) * 4096
+    sparse_file(os.fsencode(source / "sparse"), size, (0, b"first"), across, (size - 5, b"last!"))
     sparse_file(os.fsencode(source / "hole"), size)
     wanted = tree_of(source)
     built = build_image(source, disk / "store", BuildOptions(durable=False))
     assert sum(blob.data_size for blob in built.result.blobs) < 8 << 20
     with mounted(built.meta, built.data, disk / "mountpoint") as mountpoint:
         assert_same(tree_of(mountpoint), wanted)
-        assert ranges_of(mountpoint / "sparse") == zero_chunks(source / "sparse", 64 * KIB)
+        assert ranges_of(mountpoint / "sparse") == data_chunks(source / "sparse", 64 * KIB)
         assert ranges_of(mountpoint / "hole") == []
     unpacked = unpack_image(built, memory / "unpacked")
     assert_same(tree_of(unpacked), wanted)

@@ -30,9 +30,9 @@ from eroseal.format.record import IMAGE_SIGNATURE, RecordEntry
 from eroseal.format.statement import ImageSignature, SignatureKind, Statement
 from eroseal.image.check import check_image
 from eroseal.image.reader import ImageReader
-from eroseal.store import resolve
 from eroseal.store.reference import parse_reference
-from eroseal.trust import open_image
+from eroseal.store.resolve import resolve
+from eroseal.trust.image import open_image
 from eroseal.trust.policy import Policy
 from eroseal.trust.policyfile import load_policy_file
 

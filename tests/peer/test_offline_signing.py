@@ -14,7 +14,7 @@ import pytest
 
 from eroseal.format.digest import Digest
 from eroseal.format.statement import Statement
-from eroseal.store import resolve
+from eroseal.store.resolve import resolve
 
 PROGRAM = [sys.executable, "-m", "eroseal"]
 KEYS = {

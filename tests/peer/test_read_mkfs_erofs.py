@@ -24,7 +24,7 @@ from eroseal.format.erofs import INCOMPAT_48BIT, INCOMPAT_METABOX
 from eroseal.image.check import CheckResult, check_image
 from eroseal.image.reader import ImageReader, Inode
 from eroseal.readat import FileAt
-from eroseal.trust import UnverifiedImage, VerifiedImage
+from eroseal.trust.image import UnverifiedImage, VerifiedImage
 
 Require = Callable[[str], str]
 

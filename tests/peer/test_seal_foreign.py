@@ -30,8 +30,9 @@ from eroseal.format.sealed import encode_seal
 from eroseal.image.reader import ImageReader
 from eroseal.readat import FileAt
 from eroseal.seal.foreign import SealedImage, seal_image
-from eroseal.trust import open_image, open_self_consistent, scan_blob
+from eroseal.trust.image import open_image, open_self_consistent
 from eroseal.trust.policy import Policy
+from eroseal.trust.scan import scan_blob
 
 Require = Callable[[str], str]
 

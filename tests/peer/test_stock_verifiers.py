@@ -19,8 +19,8 @@ from eroseal.format.digest import BLOCK, HashAlgorithm, TreeParams
 from eroseal.format.dmverity import derived_uuid
 from eroseal.format.fsverity import formatted_digest
 from eroseal.format.record import RecordEntry
-from eroseal.store import resolve
-from eroseal.trust import open_image
+from eroseal.store.resolve import resolve
+from eroseal.trust.image import open_image
 from eroseal.trust.policy import Policy, RolelessForm
 
 Require = Callable[[str], str]

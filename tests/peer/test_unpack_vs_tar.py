@@ -15,7 +15,7 @@ import pytest
 from eroseal.image.reader import ImageReader
 from eroseal.image.unpack import UnpackResult, unpack
 from eroseal.readat import FileAt
-from eroseal.trust import UnverifiedImage
+from eroseal.trust.image import UnverifiedImage
 
 USER = 4242
 ANYONE = 2**32 - 1

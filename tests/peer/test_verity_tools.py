@@ -16,7 +16,8 @@ from eroseal.format.digest import BLOCK, TreeParams
 from eroseal.format.sealed import TreeShape
 from eroseal.readat import FileAt
 from eroseal.seal.blob import seal_in_place
-from eroseal.trust import open_blob, scan_blob
+from eroseal.trust.image import open_blob
+from eroseal.trust.scan import scan_blob
 
 Require = Callable[[str], str]
 SIZES = [1, 2, 3, 63, 64, 65, 127, 128, 129, 64 * 64, 64 * 64 + 1, 128 * 128, 128 * 128 + 1]

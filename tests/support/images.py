@@ -92,12 +92,21 @@ def unpack_image(built: Built, target: Path) -> Path:
     return target
 
 
-def fsck(program: str, built: Built) -> None:
-    """Have fsck.erofs judge an image; it reads all data."""
+def fsck(program: str, built: Built, *, read: bool = False) -> None:
+    """Have fsck.erofs judge an image.
+
+    Args:
+        program: its path.
+        built: the image.
+        read: have it read all data too. Version 1.5 then reads what is addressed through the unified space from the
+            wrong device.
+    """
     devices = [f"--device={path}" for path in built.data]
     # Version 1.5 recurses, with pages of stack a level: a thousand levels of directories take more than 8 MiB.
-    command = ["sh", "-c", 'ulimit -s unlimited && exec "$@"', "sh", program, *devices, str(built.meta)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace")
+    command = ["sh", "-c", 'ulimit -s unlimited && exec "$@"', "sh", program, *(["--extract"] if read else [])]
+    result = subprocess.run(
+        [*command, *devices, str(built.meta)], capture_output=True, text=True, check=False, errors="replace"
+    )
     output = result.stdout + result.stderr
     assert result.returncode == 0, f"{program} ended with {result.returncode}: {output[-2000:]}"
     assert "<E>" not in output, output[-2000:]

@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.support.trees import paths_below
 
 BLOCK = 4096
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+KIB, MIB = 1 << 10, 1 << 20
 SIZES = sorted(
     {0, 1, 31, 32, 33, 4031, 4032, 4033, 4063, 4064, 4065, 5 * MIB, 5 * MIB + 1}
     | {edge + step for edge in (BLOCK, 2 * BLOCK, 64 * KIB, 128 * KIB, MIB, 4 * MIB) for step in (-1, 0, 1)}
@@ -42,12 +42,13 @@ ACCESS_ACL = acl((1, 6, NO_ID), (2, 7, 70_000), (4, 4, NO_ID), (8, 5, 4_000_000_
 DEFAULT_ACL = acl((1, 7, NO_ID), (2, 5, 1000), (4, 5, NO_ID), (16, 5, NO_ID), (32, 1, NO_ID))
 
 
-def make_nasty(root: Path, *, roomy: bool = True) -> Path:
+def make_nasty(root: Path, *, roomy: bool = True, deep: int = 1200) -> Path:
     """Fill a new directory; as root only.
 
     Args:
         root: the directory to make.
         roomy: the file system holds long xattrs, any 64-bit time and many hard links (tmpfs does, ext4 does not).
+        deep: levels of the deepest directory.
     """
     root.mkdir()
     top = os.fsencode(root)
@@ -60,6 +61,11 @@ def make_nasty(root: Path, *, roomy: bool = True) -> Path:
         place = os.path.join(top, part.__name__.encode()[1:])
         os.mkdir(place)
         part(place)
+    place = top
+    for _ in range(deep):
+        place = os.path.join(place, b"d")
+        os.mkdir(place)
+    write(os.path.join(place, b"bottom"), b"deep down")
     if roomy:
         place = os.path.join(top, b"roomy")
         os.mkdir(place)
@@ -126,11 +132,6 @@ def _directories(top: bytes) -> None:
     for spare in (-1, 0, 1, 2, 11, 12, 13):
         for blocks in (1, 2):
             _exact(os.path.join(top, b"exact-%d-%d" % (blocks, spare + 1)), blocks, spare)
-    place = top
-    for _ in range(1200):
-        place = os.path.join(place, b"d")
-        os.mkdir(place)
-    write(os.path.join(place, b"bottom"), b"deep down")
     for number in range(3000):
         os.makedirs(os.path.join(top, b"many", b"%d" % (number % 100), b"%d" % number))
 
@@ -288,7 +289,6 @@ def _sparse(top: bytes) -> None:
     file(b"large-middle", 30 * MIB, (0, piece), (30 * MIB - 64 * KIB, piece))
     file(b"large-comb", 12 * MIB, *((at * 128 * KIB, noise(BLOCK, at)) for at in range(96)))
     file(b"large-tail-only", 20 * MIB + 3, (20 * MIB, b"end"))
-    file(b"beyond-4-gib", 5 * GIB + 1, (4 * GIB - BLOCK, piece), (5 * GIB, b"!"))
     write(os.path.join(top, b"written-zeros"), bytes(200 * KIB + 9))
     write(os.path.join(top, b"written-zeros-large"), bytes(3 * MIB + 9))
 

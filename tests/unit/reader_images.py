@@ -32,7 +32,7 @@ from eroseal.format.xattr import FILTER_DEFAULT, HEADER, encode_entry, filter_bi
 from eroseal.image.check import CheckResult, check_image
 from eroseal.image.reader import ImageReader
 from eroseal.readat import BytesAt
-from eroseal.trust import VerifiedImage
+from eroseal.trust.image import VerifiedImage
 
 REG, DIR, LNK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
 CHR, FIFO = stat.S_IFCHR | 0o600, stat.S_IFIFO | 0o600

@@ -12,7 +12,7 @@ from eroseal.format.record import RecordEntry
 from eroseal.image.reader import ImageReader
 from eroseal.store.local import LocalStore
 from eroseal.store.reference import StoreReference
-from eroseal.trust import UnverifiedImage, open_image, open_self_consistent_image
+from eroseal.trust.image import UnverifiedImage, open_image, open_self_consistent_image
 from eroseal.trust.policy import Policy
 
 NOW = 1_760_000_000

@@ -19,10 +19,12 @@ from eroseal.image.check import check_image
 from eroseal.image.reader import ImageReader
 from eroseal.readat import check_range
 from eroseal.seal.blob import seal_in_place
-from eroseal.store import resolve
 from eroseal.store.reference import parse_reference
-from eroseal.trust import VerifiedBlob, VerifiedImage, open_image, scan_blob
+from eroseal.store.resolve import resolve
+from eroseal.trust.blob import VerifiedBlob
+from eroseal.trust.image import VerifiedImage, open_image
 from eroseal.trust.policy import Policy
+from eroseal.trust.scan import scan_blob
 
 Files = Mapping[str, bytes]
 

@@ -20,8 +20,9 @@ from eroseal.format.erofs import (
 )
 from eroseal.format.record import IMAGE_SIGNATURE, RecordEntry
 from eroseal.seal.blob import SealedBlob, seal_in_place
-from eroseal.store import BlobInfo, ImageDocument, LocalStore
 from eroseal.store.atomic import write_fully
+from eroseal.store.document import BlobInfo, ImageDocument
+from eroseal.store.local import LocalStore
 
 SHA256 = TreeParams()
 SLOTS_AT = 2048
@@ -112,7 +113,10 @@ def run_as_user(directory: Path, script: str) -> str:
     """Run a script inside `directory` as somebody who is not root, and give its output."""
     # All is imported and the directory entered before the privileges go: the way there may be root's alone.
     prelude = (
-        "import os, sys\nfrom pathlib import Path\nfrom eroseal.errors import *\nfrom eroseal.store import *\n"
+        "import os, sys\nfrom pathlib import Path\nfrom eroseal.errors import *\n"
+        "from eroseal.store.document import BlobInfo, ImageDocument\nfrom eroseal.store.fsck import check_store\n"
+        "from eroseal.store.local import LocalStore\nfrom eroseal.store.reference import parse_reference\n"
+        "from eroseal.store.resolve import resolve\nfrom eroseal.store.single import SingleWriter, write_single\n"
         "if os.geteuid() == 0:\n    os.setgid(65534); os.setuid(65534)\n"
     )
     command = [sys.executable, "-c", prelude + script]

@@ -67,9 +67,9 @@ from eroseal.image.check import check_image
 from eroseal.image.reader import ImageReader
 from eroseal.image.unpack import unpack
 from eroseal.limits import MAX_IMAGE_RECORD
-from eroseal.store import resolve
 from eroseal.store.local import LocalStore
-from eroseal.trust import VerifiedImage, open_blob, open_image
+from eroseal.store.resolve import resolve
+from eroseal.trust.image import VerifiedImage, open_blob, open_image
 from eroseal.trust.policy import Policy, RolelessForm
 
 SIGNER = signer(name="image signer")

@@ -35,7 +35,7 @@ from eroseal.errors import VerificationError
 from eroseal.format.digest import BLOCK, HashAlgorithm, TreeParams
 from eroseal.format.record import FOOTER_SIZE, HEADER_SIZE, IMAGE_SIGNATURE, RecordEntry
 from eroseal.store.single import image_tail, read_layout
-from eroseal.trust import open_image
+from eroseal.trust.image import open_image
 
 FILES = {"first": bytes(range(256)) * 16, "second": b"eroseal\n" * 512, "inlined": b"a short file\n"}
 

@@ -46,7 +46,7 @@ from eroseal.image.guard import MAX_PATH, NidSet
 from eroseal.image.reader import ImageReader
 from eroseal.limits import MAX_DEPTH
 from eroseal.readat import BytesAt
-from eroseal.trust import VerifiedImage
+from eroseal.trust.image import VerifiedImage
 
 SUPER = 1024
 Change = Callable[[Mini], None]

@@ -24,7 +24,7 @@ from eroseal.readat import FileAt
 from eroseal.report.document import to_json
 from eroseal.report.inspect import InspectDocument, inspect_image
 from eroseal.report.inspect_text import inspect_text
-from eroseal.trust import UnverifiedImage
+from eroseal.trust.image import UnverifiedImage
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ from eroseal.errors import IntegrityError
 from eroseal.format.digest import BLOCK, TreeParams
 from eroseal.format.sealed import TreeShape
 from eroseal.readat import FileAt
-from eroseal.trust import BadBlock, open_blob, open_self_consistent, scan_blob
 from eroseal.trust import scan as scan_module
+from eroseal.trust.image import open_blob, open_self_consistent
+from eroseal.trust.scan import BadBlock, scan_blob
 
 BLOCKS = 1000
 

@@ -27,9 +27,13 @@ from tests.unit.store_samples import (
 from eroseal.errors import FormatError, NotFoundError, OutputError, UsageError
 from eroseal.format.digest import Digest, HashAlgorithm, TreeParams
 from eroseal.format.record import ACCESS_TRACE, RecordEntry
-from eroseal.store import BlobInfo, BlobStore, ImageDocument, ImageStore, LocalStore, resolve
 from eroseal.store.atomic import TEMPORARY_PREFIX, is_temporary
-from eroseal.trust import open_blob, open_self_consistent_image, scan_blob
+from eroseal.store.document import BlobInfo, ImageDocument
+from eroseal.store.local import LocalStore
+from eroseal.store.protocol import BlobStore, ImageStore
+from eroseal.store.resolve import resolve
+from eroseal.trust.image import open_blob, open_self_consistent_image
+from eroseal.trust.scan import scan_blob
 
 
 @pytest.fixture

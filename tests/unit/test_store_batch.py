@@ -24,8 +24,10 @@ from tests.unit.store_samples import (
 from eroseal.errors import IntegrityError, NotFoundError, OutputError
 from eroseal.format.digest import Digest
 from eroseal.readat import BytesAt, FileAt
-from eroseal.store import LocalStore, check_store, write_single
 from eroseal.store.batch import BlobBatch
+from eroseal.store.fsck import check_store
+from eroseal.store.local import LocalStore
+from eroseal.store.single import write_single
 
 
 @pytest.fixture

@@ -18,15 +18,24 @@ from tests.unit.store_samples import add_blob, add_image, data_region, meta_regi
 from eroseal.errors import NotFoundError
 from eroseal.format.digest import Digest
 from eroseal.readat import BytesAt
-from eroseal.store import BlobInfo, ImageDocument, LocalStore, check_store, resolve, write_single
 from eroseal.store.atomic import is_temporary
+from eroseal.store.document import BlobInfo, ImageDocument
+from eroseal.store.fsck import check_store
+from eroseal.store.local import LocalStore
+from eroseal.store.resolve import resolve
+from eroseal.store.single import write_single
 
 _HARNESS = """
 import os, shutil, signal, sys
 from pathlib import Path
 from tests.unit.store_samples import *
 from eroseal.readat import FileAt
-from eroseal.store import *
+from eroseal.store.local import LocalStore
+from eroseal.store.resolve import resolve
+from eroseal.store.document import BlobInfo, ImageDocument
+from eroseal.store.single import SingleWriter, write_single
+from eroseal.store.reference import parse_reference
+from eroseal.store.fsck import check_store
 from eroseal.store.single import update_record
 
 template, place = Path(sys.argv[1]), Path(sys.argv[2])

@@ -25,9 +25,10 @@ from eroseal.errors import OutputError
 from eroseal.format.record import ACCESS_TRACE, RecordEntry
 from eroseal.readat import BytesAt, FileAt
 from eroseal.seal.blob import seal_in_place
-from eroseal.store import LocalStore, SingleWriter, check_store, write_single
 from eroseal.store.atomic import TemporaryFile, exclusive_lock, output_error, write_atomic
-from eroseal.store.single import update_record
+from eroseal.store.fsck import check_store
+from eroseal.store.local import LocalStore
+from eroseal.store.single import SingleWriter, update_record, write_single
 
 BIG = [RecordEntry(ACCESS_TRACE, bytes(2 << 20))]
 

@@ -14,8 +14,10 @@ import pytest
 from tests.unit.store_samples import add_blob, add_image, data_region, run_as_user, sealed_bytes, signature, tree
 
 from eroseal.format.digest import Digest, HashAlgorithm, TreeParams
-from eroseal.store import BlobInfo, ImageDocument, LocalStore, StoreReport, check_store
 from eroseal.store.atomic import TEMPORARY_PREFIX, write_atomic
+from eroseal.store.document import BlobInfo, ImageDocument
+from eroseal.store.fsck import StoreReport, check_store
+from eroseal.store.local import LocalStore
 
 
 @pytest.fixture
@@ -248,7 +250,7 @@ def test_temporaries_of_living_writers_are_not_litter(store: LocalStore) -> None
 
 def test_temporaries_of_killed_writers_are_litter_and_go(store: LocalStore) -> None:
     script = (
-        "import os, signal, sys; from pathlib import Path; from eroseal.store import LocalStore\n"
+        "import os, signal, sys; from pathlib import Path; from eroseal.store.local import LocalStore\n"
         "blob = LocalStore.open(Path(sys.argv[1])).new_blob()\n"
         "os.pwrite(blob.fd, b'x' * 100000, 0)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"

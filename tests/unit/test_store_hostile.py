@@ -17,10 +17,13 @@ from eroseal.errors import ErosealError, FormatError
 from eroseal.format.digest import Digest, HashAlgorithm
 from eroseal.format.record import IMAGE_MAGIC, encode_record
 from eroseal.readat import BytesAt
-from eroseal.store import BlobInfo, ImageDocument, LocalStore, check_store, resolve, write_single
 from eroseal.store.atomic import is_temporary
+from eroseal.store.document import BlobInfo, ImageDocument
+from eroseal.store.fsck import check_store
 from eroseal.store.layout import digest_of_path, record_owner
-from eroseal.store.single import read_layout, update_record
+from eroseal.store.local import LocalStore
+from eroseal.store.resolve import resolve
+from eroseal.store.single import read_layout, update_record, write_single
 
 META = BlobInfo(Digest(HashAlgorithm.SHA256, b"\1" * 32), 4096, 12288)
 OTHER = BlobInfo(Digest(HashAlgorithm.SHA256, b"\2" * 32), 8192, 24576)

@@ -22,10 +22,14 @@ from eroseal.format.digest import HashAlgorithm, TreeParams
 from eroseal.format.record import ACCESS_TRACE, IMAGE_MAGIC, Footer, RecordEntry, encode_record, parse_record
 from eroseal.limits import MAX_IMAGE_RECORD
 from eroseal.readat import BytesAt, FileAt
-from eroseal.store import BlobInfo, FileReference, SingleWriter, StoreReference, resolve, write_single
 from eroseal.store.atomic import TEMPORARY_PREFIX
-from eroseal.store.single import copy_range, read_layout, update_record
-from eroseal.trust import find_seal, open_blob, open_self_consistent_image, scan_blob
+from eroseal.store.document import BlobInfo
+from eroseal.store.reference import FileReference, StoreReference
+from eroseal.store.resolve import resolve
+from eroseal.store.single import SingleWriter, copy_range, read_layout, update_record, write_single
+from eroseal.trust.image import open_blob, open_self_consistent_image
+from eroseal.trust.locate import find_seal
+from eroseal.trust.scan import scan_blob
 
 DIGEST, BLOB = sealed_bytes(meta_region(label=1))
 ENTRIES = [signature("one"), signature("two"), RecordEntry(ACCESS_TRACE, b"t" * 5000)]

@@ -19,7 +19,8 @@ from eroseal.format.dmverity import superblock
 from eroseal.format.fsverity import Descriptor
 from eroseal.format.record import CHUNK_MAP, DESCRIPTOR, SEAL_MAGIC, RecordEntry, encode_record
 from eroseal.format.sealed import TreeShape, encode_seal, max_record_length, record_tail
-from eroseal.trust import SelfConsistentBlob, UnverifiedBlob, VerifiedBlob, open_blob, open_self_consistent
+from eroseal.trust.blob import SelfConsistentBlob, UnverifiedBlob, VerifiedBlob
+from eroseal.trust.image import open_blob, open_self_consistent
 from eroseal.trust.verifier import (
     SealBytes,
     SealLocation,

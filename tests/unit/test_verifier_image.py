@@ -11,15 +11,8 @@ from tests.unit.sealing import PARAM_IDS, PARAMS, SHA512, Changeable, meta_regio
 from eroseal.errors import AuthenticityError, FormatError, IntegrityError, NotFoundError, UsageError
 from eroseal.format.digest import BLOCK, Digest, TreeParams
 from eroseal.readat import ReadAt
-from eroseal.trust import (
-    SelfConsistentBlob,
-    UnverifiedBlob,
-    UnverifiedImage,
-    VerifiedBlob,
-    VerifiedImage,
-    open_image,
-    open_self_consistent_image,
-)
+from eroseal.trust.blob import SelfConsistentBlob, UnverifiedBlob, VerifiedBlob
+from eroseal.trust.image import UnverifiedImage, VerifiedImage, open_image, open_self_consistent_image
 from eroseal.trust.policy import Policy
 
 

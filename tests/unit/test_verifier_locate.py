@@ -10,7 +10,9 @@ from eroseal.errors import IntegrityError
 from eroseal.format.digest import BLOCK, TreeParams
 from eroseal.format.record import IMAGE_MAGIC, IMAGE_SIGNATURE, Footer, RecordEntry, encode_record
 from eroseal.format.sealed import TreeShape
-from eroseal.trust import SealLocation, find_seal, open_blob, open_self_consistent
+from eroseal.trust.image import open_blob, open_self_consistent
+from eroseal.trust.locate import find_seal
+from eroseal.trust.verifier import SealLocation
 
 
 @pytest.fixture(scope="module")

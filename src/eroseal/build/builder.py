@@ -32,7 +32,6 @@ from eroseal.store.document import BlobInfo, ImageDocument
 from eroseal.store.local import LocalStore
 from eroseal.store.protocol import BlobWriter
 from eroseal.store.reference import FileReference, Reference
-from eroseal.store.single import SingleWriter
 from eroseal.tree.directory import DirectorySource
 from eroseal.tree.model import Directory
 
@@ -112,6 +111,8 @@ class _Build:
                 where=str(target),
                 hint="build into a store: dir:PATH:NAME",
             )
+        from eroseal.store.single import SingleWriter  # noqa: PLC0415 - loads the verifier
+
         writer = self._stack.enter_context(
             SingleWriter(target.path, replace=self._options.replace, durable=self._options.durable)
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -37,7 +37,9 @@ class Spools:
         """Unnamed files in `directory`, closed by `stack`; `data` too unless it is given."""
 
         def spool() -> int:
-            return stack.enter_context(tempfile.TemporaryFile(dir=directory)).fileno()
+            fd = _unnamed_file(directory)
+            stack.callback(os.close, fd)
+            return fd
 
         return cls(spool() if data is None else data, spool(), spool(), spool())
 
@@ -55,6 +57,19 @@ class Spools:
             return buffer[offset : offset + length]
 
         return read
+
+
+def _unnamed_file(directory: Path) -> int:
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+    import tempfile  # noqa: PLC0415 - slow to load, and needed on some network file systems only
+
+    fd, path = tempfile.mkstemp(dir=directory)
+    os.unlink(path)
+    return fd
 
 
 def copy_bytes(source: int, source_at: int, target: int, target_at: int, length: int) -> None:

@@ -18,7 +18,7 @@ from eroseal.errors import UsageError
 if TYPE_CHECKING:
     from eroseal.report.digest import BlobEntry
     from eroseal.store.protocol import StoredImage
-    from eroseal.trust import UnverifiedImage
+    from eroseal.trust.image import UnverifiedImage
 
 
 @verb("digest", "Print an image's digest.")
@@ -59,7 +59,7 @@ def command(reference: str, to_sign: Path | None, signing: Signing, devices: tup
 def _entries(stored: StoredImage, image: UnverifiedImage) -> list[BlobEntry]:
     """Every blob of the image, opened, so that each is what its name says."""
     from eroseal.report.digest import Role, blob_entry
-    from eroseal.trust import SelfConsistentBlob
+    from eroseal.trust.blob import SelfConsistentBlob
 
     entries = []
     for number in range(len(image.devices) + 1):

@@ -16,7 +16,7 @@ from eroseal.errors import FormatError, NotFoundError
 from eroseal.limits import IO_CHUNK
 
 if TYPE_CHECKING:
-    from eroseal.trust import SelfConsistentBlob
+    from eroseal.trust.blob import SelfConsistentBlob
 
 
 @verb("export", "Write an image, or one of its blobs, to a file.")
@@ -68,7 +68,7 @@ def command(
 
 
 def _blob(opened: Opened, number: int) -> SelfConsistentBlob:
-    from eroseal.trust import SelfConsistentBlob
+    from eroseal.trust.blob import SelfConsistentBlob
 
     if number > len(opened.image.devices):
         raise NotFoundError(f"the image has {len(opened.image.devices)} data blobs", where=opened.reference)
@@ -103,7 +103,7 @@ def _write_sealed(
     jobs: int | None,
 ) -> None:
     from eroseal.store.single import write_single
-    from eroseal.trust import scan_blob
+    from eroseal.trust.scan import scan_blob
 
     stored = opened.stored
     assert stored is not None

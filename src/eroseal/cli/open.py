@@ -16,7 +16,7 @@ from eroseal.readat import FileAt
 if TYPE_CHECKING:
     from eroseal.image.reader import ImageReader
     from eroseal.store.protocol import StoredImage
-    from eroseal.trust import UnverifiedImage, VerifiedImage
+    from eroseal.trust.image import UnverifiedImage, VerifiedImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def open_trusted(reference: str, trust: Trust, *, devices: Sequence[Path] = ()) 
             yield opened
         return
     from eroseal.store.resolve import resolve
-    from eroseal.trust import open_image
+    from eroseal.trust.image import open_image
 
     with (
         resolve(reference, data_files=devices) as stored,
@@ -82,11 +82,11 @@ def open_consistent(
         ErosealError: there is no such image, or it is not sealed.
     """
     from eroseal.store.resolve import resolve
-    from eroseal.trust import open_self_consistent_image
+    from eroseal.trust.image import open_self_consistent_image
 
     with (
         resolve(reference, data_files=devices, durable=durable) as stored,
-        open_self_consistent_image(stored.meta, open_data=stored.open_data, name=reference) as image,
+        open_self_consistent_image(stored.meta, open_data=stored.open_data) as image,
     ):
         yield stored, image
 
@@ -96,7 +96,7 @@ def open_unverified(reference: str, devices: Sequence[Path] = ()) -> Iterator[Op
     """Open whatever is there: a sealed image as self-consistent, a bare one as it is."""
     if _is_bare(reference):
         with contextlib.ExitStack() as stack:
-            from eroseal.trust import UnverifiedImage
+            from eroseal.trust.image import UnverifiedImage
 
             files = [stack.enter_context(FileAt(path)) for path in (Path(reference), *devices)]
             yield Opened(reference, stack.enter_context(UnverifiedImage(files[0], files[1:])), None)
@@ -108,7 +108,7 @@ def open_unverified(reference: str, devices: Sequence[Path] = ()) -> Iterator[Op
 def _is_bare(reference: str) -> bool:
     """Whether a reference is a file without a seal."""
     from eroseal.store.reference import FileReference, parse_reference
-    from eroseal.trust import find_seal
+    from eroseal.trust.locate import find_seal
 
     parsed = parse_reference(reference)
     if not isinstance(parsed, FileReference):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from eroseal.format.digest import Digest
     from eroseal.format.record import RecordEntry
     from eroseal.format.statement import Statement
-    from eroseal.trust import UnverifiedImage
+    from eroseal.trust.image import UnverifiedImage
 
 
 @verb("sign", "Add a signature to an image.")
@@ -88,7 +88,7 @@ def _expected(image: UnverifiedImage, expect: str | None, reference: str) -> Dig
 
 
 def _root_hash(image: UnverifiedImage) -> bytes:
-    from eroseal.trust import SelfConsistentBlob
+    from eroseal.trust.blob import SelfConsistentBlob
 
     assert isinstance(image.meta, SelfConsistentBlob)
     return image.meta.descriptor.root_hash

@@ -19,7 +19,8 @@ from eroseal.errors import ErosealError, FormatError, IntegrityError, NotFoundEr
 if TYPE_CHECKING:
     from eroseal.report.digest import BlobVerdict
     from eroseal.store.protocol import OpenBlob
-    from eroseal.trust import BadBlock, SelfConsistentBlob
+    from eroseal.trust.blob import SelfConsistentBlob
+    from eroseal.trust.scan import BadBlock
 
 _SHOWN = 20
 """Bad blocks of one blob that are shown as text; the document has all."""
@@ -100,7 +101,7 @@ class _Run:
     def image(self, reference: str, trust: Trust, devices: Sequence[Path]) -> None:
         """A whole image."""
         from eroseal.report.document import size_text
-        from eroseal.trust import VerifiedImage
+        from eroseal.trust.image import VerifiedImage
 
         with open_trusted(reference, trust, devices=devices) as opened:
             if opened.stored is None:
@@ -123,7 +124,7 @@ class _Run:
         from eroseal.format.digest import Digest
         from eroseal.report.document import size_text
         from eroseal.store.single import open_sealed
-        from eroseal.trust import open_blob
+        from eroseal.trust.image import open_blob
 
         if len(trust.digest) != 1 or trust != Trust(digest=trust.digest):
             raise UsageError("a lone blob is verified under one --digest and nothing else")
@@ -136,7 +137,7 @@ class _Run:
 
     def _blobs(self, opened: Opened) -> None:
         """The meta blob, then the data blobs; one that serves as several devices is read once."""
-        from eroseal.trust import SelfConsistentBlob
+        from eroseal.trust.blob import SelfConsistentBlob
 
         stored, image = opened.stored, opened.image
         assert stored is not None
@@ -163,7 +164,7 @@ class _Run:
             seen[name] = self._verdicts[-1]
 
     def _scan(self, source: OpenBlob, blob: SelfConsistentBlob) -> None:
-        from eroseal.trust import scan_blob
+        from eroseal.trust.scan import scan_blob
 
         with output.Progress("verifying", total=blob.size, quiet=self._as_json) as progress:
             try:
@@ -210,7 +211,7 @@ class _Run:
 
 def _grounds(image: object) -> str:
     """Who vouches for an image, in a few words."""
-    from eroseal.trust import VerifiedImage
+    from eroseal.trust.image import VerifiedImage
 
     assert isinstance(image, VerifiedImage)
     decision = image.decision

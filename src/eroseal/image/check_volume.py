@@ -15,7 +15,7 @@ from eroseal.format.erofs import (
 from eroseal.image.inode import Inode
 from eroseal.image.reader import ImageReader
 from eroseal.readat import ReadAt
-from eroseal.trust import VerifiedImage
+from eroseal.trust.image import VerifiedImage
 
 
 def check_volume(reader: ImageReader) -> list[str]:

@@ -29,7 +29,7 @@ from eroseal.image.space import MetaSpace
 from eroseal.image.volume import read_devices, read_superblock
 from eroseal.image.xattrs import XattrReader
 from eroseal.limits import IO_CHUNK, MAX_SYMLINK, MAX_SYMLINK_READ
-from eroseal.trust import UnverifiedImage, VerifiedImage
+from eroseal.trust.image import UnverifiedImage, VerifiedImage
 
 __all__ = ["DirEntry", "Extent", "ImageReader", "Inode"]
 

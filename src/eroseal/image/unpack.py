@@ -11,8 +11,6 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from eroseal.errors import FormatError
 from eroseal.image.inode import Inode
@@ -96,8 +94,14 @@ def unpack(
     )
     if jobs is None:
         jobs = min(len(os.sched_getaffinity(0)), MAX_JOBS)
-    with _Unpacking(reader, target, rules, max(1, min(jobs, MAX_JOBS)), progress) as unpacking:
+    unpacking = _Unpacking(reader, target, rules, max(1, min(jobs, MAX_JOBS)), progress)
+    try:
         return unpacking.run()
+    except BaseException:
+        unpacking.undo()
+        raise
+    finally:
+        unpacking.close()
 
 
 class _Unpacking:
@@ -119,20 +123,9 @@ class _Unpacking:
         self._inodes: dict[Directory, tuple[bytes, Inode]] = {}
         self._target = Target(target)
         self._writers = Writers(reader, self._complete, jobs)
-        self._ended = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        try:
-            if not self._ended:
-                self._writers.abort()
-                self._target.remove_all()
-        finally:
-            self._target.close()
 
     def run(self) -> UnpackResult:
+        self._target.prepare()
         path = b""
         try:
             directories: list[tuple[bytes, Directory]] = []
@@ -149,8 +142,16 @@ class _Unpacking:
             self._finish_directories()
         except OSError as error:
             raise output_error(error, path) from error
-        self._ended = True
         return UnpackResult(**self._counts, bytes_written=self._writers.bytes_written, warnings=self._warnings.result())
+
+    def undo(self) -> None:
+        """Remove what was made; nothing runs afterwards."""
+        self._writers.abort()
+        self._target.remove_all()
+
+    def close(self) -> None:
+        """Close what is open."""
+        self._target.close()
 
     @staticmethod
     def _parent(directories: list[tuple[bytes, Directory]], path: bytes) -> Directory | None:

@@ -57,53 +57,70 @@ class Target:
 
     Args:
         path: where to unpack to; its last component is never followed if it is a link.
-
-    Raises:
-        OutputError: it exists and is not an empty directory, or it cannot be made.
     """
 
     def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
         self.where = os.fsdecode(path)
+        self._path = os.fsencode(path)
+        self._name = os.path.basename(self._path.rstrip(b"/"))
+        self.root = Directory(None, self._name)
+        self.directories: list[Directory] = []
         self._fds: OrderedDict[Directory, int] = OrderedDict()
         self._parent_fd = -1
         self._root_fd = -1
         self._made = False
+        self._before: os.stat_result | None = None
+        self._xattrs_before: dict[str, bytes] = {}
+
+    def prepare(self) -> None:
+        """Make the target, or open it if it is there and empty.
+
+        Raises:
+            OutputError: it exists and is not an empty directory, or it cannot be made.
+        """
         try:
-            self._open(os.fsencode(path))
-        except BaseException:
-            if self._made:
-                os.rmdir(self.root.name, dir_fd=self._parent_fd)
-            self.close()
-            raise
-        self.directories = [self.root]
+            self._make_or_open()
+        except NotADirectoryError as error:
+            raise OutputError("exists and is not a directory", where=self.where) from error
+        except OSError as error:
+            raise OutputError(f"cannot unpack here: {error.strerror}", where=self.where) from error
+        with os.scandir(self._root_fd) as entries:
+            if next(entries, None) is not None:
+                raise OutputError("exists and is not empty", where=self.where, hint="name a new or an empty directory")
         if not self._made:
-            self._before = os.fstat(self._root_fd)
             self._xattrs_before = _xattrs(self._root_fd)
+            self._before = os.fstat(self._root_fd)
+        self.directories.append(self.root)
         # What is made below would inherit it.
         for name in _ACLS:
             with contextlib.suppress(OSError):
                 os.removexattr(self._root_fd, name)
 
-    def _open(self, path: bytes) -> None:
-        parent, name = os.path.split(path.rstrip(b"/") or path)
-        self.root = Directory(None, name)
+    def _make_or_open(self) -> None:
+        if self._name in (b"", b".", b".."):
+            self._root_fd = os.open(self._path, _DIRECTORY)
+        else:
+            parent = os.path.dirname(self._path.rstrip(b"/")) or b"."
+            self._parent_fd = os.open(parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            if not self._exists():
+                self._made = True  # before it is, so that an interrupt at any moment leaves nothing behind
+                try:
+                    os.mkdir(self._name, 0o700, dir_fd=self._parent_fd)
+                except FileExistsError:
+                    self._made = False
+                    raise
+            self._root_fd = os.open(self._name, _DIRECTORY, dir_fd=self._parent_fd)
+        status = os.fstat(self._root_fd)
+        if self._made and status.st_uid != os.geteuid():
+            raise _replaced()
+        self.root.identity = (status.st_dev, status.st_ino)
+
+    def _exists(self) -> bool:
         try:
-            if name in (b"", b".", b".."):
-                self._root_fd = os.open(path, _DIRECTORY)
-            else:
-                self._parent_fd = os.open(parent or b".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(name, 0o700, dir_fd=self._parent_fd)
-                    self._made = True
-                self._root_fd = os.open(name, _DIRECTORY, dir_fd=self._parent_fd)
-        except NotADirectoryError as error:
-            raise OutputError("exists and is not a directory", where=self.where) from error
-        except OSError as error:
-            raise OutputError(f"cannot unpack here: {error.strerror}", where=self.where) from error
-        self.root.identity = _identity(self._root_fd)
-        with os.scandir(self._root_fd) as entries:
-            if next(entries, None) is not None:
-                raise OutputError("exists and is not empty", where=self.where, hint="name a new or an empty directory")
+            os.stat(self._name, dir_fd=self._parent_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
 
     # --- making things: all raise OSError, for the caller to wrap with the path ---
 
@@ -111,9 +128,13 @@ class Target:
         """Make a directory that only we can enter until its own mode is set."""
         check_name(name)
         parent_fd = self.open(parent)
-        os.mkdir(name, 0o700, dir_fd=parent_fd)
         made = Directory(parent, name)
-        self.directories.append(made)
+        self.directories.append(made)  # before it is made: see `_claim`
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent_fd)
+        except FileExistsError:
+            self.directories.pop()
+            raise
         fd = os.open(name, _DIRECTORY, dir_fd=parent_fd)
         self._keep(made, fd)
         status = os.fstat(fd)
@@ -208,7 +229,7 @@ class Target:
         if self._parent_fd < 0:
             return
         try:
-            now = os.stat(self.root.name, dir_fd=self._parent_fd, follow_symlinks=False)
+            now = os.stat(self._name, dir_fd=self._parent_fd, follow_symlinks=False)
         except OSError as error:
             raise OutputError("was removed while it was unpacked to", where=self.where) from error
         if (now.st_dev, now.st_ino) != self.root.identity:
@@ -225,11 +246,12 @@ class Target:
                 with contextlib.suppress(OSError, OutputError):
                     os.rmdir(directory.name, dir_fd=self._open_to_remove(directory.parent))
         with contextlib.suppress(OSError, OutputError):
-            if not self._made:
-                self._restore_root()
-            elif self._parent_fd >= 0:
-                self.check_in_place()
-                os.rmdir(self.root.name, dir_fd=self._parent_fd)
+            if self._before is not None:
+                self._restore_root(self._before)
+            elif self._made:
+                if self.root.identity is not None:
+                    self.check_in_place()
+                os.rmdir(self._name, dir_fd=self._parent_fd)
 
     def _empty(self, directory: Directory) -> None:
         if directory.identity is None:  # interrupted before anything was made in it
@@ -259,9 +281,9 @@ class Target:
             os.fchmod(fd, 0o700)
         return fd
 
-    def _restore_root(self) -> None:
+    def _restore_root(self, before: os.stat_result) -> None:
         """Give a directory that was there before its own owner, mode, xattrs and times again."""
-        fd, before = self._root_fd, self._before
+        fd = self._root_fd
         for name in _xattrs(fd).keys() - self._xattrs_before.keys():
             with contextlib.suppress(OSError):
                 os.removexattr(fd, name)

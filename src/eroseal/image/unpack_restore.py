@@ -76,10 +76,18 @@ class Rules:
     xattrs: bool
     umask: int
 
-    def mode(self, mode: int) -> int:
-        """The permission bits that an inode with this mode gets."""
-        # GNU tar without -p: set-id and sticky bits speak about an owner that is not restored.
-        return stat.S_IMODE(mode) if self.as_root else mode & 0o777 & ~self.umask
+    def mode(self, inode: Inode) -> int:
+        """The permission bits that an inode gets."""
+        # Set-id bits speak about an owner: without him they would lend the rights of whoever unpacks.
+        if not self.as_root:
+            return inode.mode & 0o777 & ~self.umask
+        mode = stat.S_IMODE(inode.mode)
+        if not self.owners:
+            if inode.uid != os.geteuid():
+                mode &= ~stat.S_ISUID
+            if inode.gid != os.getegid():
+                mode &= ~stat.S_ISGID
+        return mode
 
 
 def restore(
@@ -106,7 +114,7 @@ def restore(
             for name, value in xattrs:
                 _set_xattr(handle, name, value, rules, note)
         if not stat.S_ISLNK(inode.mode):  # links have no mode of their own
-            os.chmod(handle, rules.mode(inode.mode))
+            os.chmod(handle, rules.mode(inode))
         when = inode.mtime * 1_000_000_000 + inode.mtime_nsec
         os.utime(handle, ns=(when, when))
     except OverflowError as error:

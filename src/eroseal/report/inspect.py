@@ -18,7 +18,8 @@ from eroseal.report.document import Document
 from eroseal.report.listing import TYPE_OF_IFMT, FileType
 from eroseal.report.signers import RecordEntryInfo, SignerInfo, describe_signers, entry_info
 from eroseal.report.usage import Ranges, Usage
-from eroseal.trust import SelfConsistentBlob, VerifiedImage
+from eroseal.trust.blob import SelfConsistentBlob
+from eroseal.trust.image import VerifiedImage
 
 _COMPAT: Final = {
     erofs.COMPAT_SB_CHKSUM: "sb_chksum",

@@ -13,7 +13,7 @@ from eroseal.image.extents import Extent
 from eroseal.image.guard import NidSet
 from eroseal.image.inode import Inode
 from eroseal.image.reader import ImageReader
-from eroseal.trust import SelfConsistentBlob
+from eroseal.trust.blob import SelfConsistentBlob
 
 BlobKey = Digest | tuple[int, int]
 """A digest, or the reader's identity and the device's number for a blob that nothing names."""

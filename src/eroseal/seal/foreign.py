@@ -33,16 +33,11 @@ from eroseal.image.reader import ImageReader
 from eroseal.readat import FileAt, ReadAt
 from eroseal.seal.blob import SealedBlob, seal_in_place
 from eroseal.seal.target import PathLike, Target, copy_of, in_place
-from eroseal.trust import (
-    SelfConsistentBlob,
-    UnverifiedBlob,
-    UnverifiedImage,
-    find_seal,
-    open_self_consistent,
-    open_self_consistent_image,
-    scan_blob,
-)
+from eroseal.trust.blob import SelfConsistentBlob, UnverifiedBlob
 from eroseal.trust.devices import device_table
+from eroseal.trust.image import UnverifiedImage, open_self_consistent, open_self_consistent_image
+from eroseal.trust.locate import find_seal
+from eroseal.trust.scan import scan_blob
 
 _CHECKSUM_OFFSET = SUPER_OFFSET + 4
 _MAX_BLOCKS_NARROW = 0xFFFFFFFF

@@ -32,7 +32,9 @@ from eroseal.store.layout import (
 )
 from eroseal.store.local import LocalStore
 from eroseal.store.reference import is_image_name
-from eroseal.trust import VerifiedBlob, open_blob, open_self_consistent, open_self_consistent_image, scan_blob
+from eroseal.trust.blob import VerifiedBlob
+from eroseal.trust.image import open_blob, open_self_consistent, open_self_consistent_image
+from eroseal.trust.scan import scan_blob
 
 Kind = Literal[
     "broken-document",

@@ -54,7 +54,6 @@ from eroseal.store.layout import (
 )
 from eroseal.store.protocol import RecordChange, encode_image_record
 from eroseal.store.reference import RECORD_SUFFIX, check_name, is_image_name
-from eroseal.trust import open_blob, scan_blob
 
 
 class LocalStore:
@@ -193,6 +192,9 @@ class LocalStore:
         kept = complete_size(self.blob_path(digest))
         if kept is not None:
             return kept
+        from eroseal.trust.image import open_blob  # noqa: PLC0415 - builds seldom copy blobs
+        from eroseal.trust.scan import scan_blob  # noqa: PLC0415
+
         length = open_blob(source, digest).seal.sealed_size
         with self.new_blob() as blob:
             try:

@@ -47,7 +47,8 @@ from eroseal.readat import FileAt, ReadAt
 from eroseal.store.atomic import TemporaryFile, exists_error, output_error, remove_abandoned, write_fully
 from eroseal.store.copying import copy_range, copy_source
 from eroseal.store.protocol import RecordChange, encode_image_record
-from eroseal.trust import SealLocation, find_seal
+from eroseal.trust.locate import find_seal
+from eroseal.trust.verifier import SealLocation
 
 _NOT_SEALED: Final = "seal it first, or check that the whole file was copied"
 # The first entry of every seal record: type 1, critical, 256 bytes.

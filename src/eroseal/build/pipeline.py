@@ -12,6 +12,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain, repeat
 from typing import Final
 
 from eroseal.build.pool import Pool
@@ -154,13 +155,9 @@ class Ingest:
 
     # --- files ----------------------------------------------------------------------------------
     def _settle_files(self, task: int, places: list[tuple[ScannedDirectory, int]]) -> None:
-        slots = iter(
-            [
-                (scanned, at)
-                for scanned, start in places
-                for at in range(start, min(start + _BATCH_FILES, len(scanned.files)))
-            ]
-        )
+        ends = [(scanned, start, min(start + _BATCH_FILES, len(scanned.files))) for scanned, start in places]
+        directories = chain.from_iterable(repeat(scanned, end - start) for scanned, start, end in ends)
+        slots = chain.from_iterable(scanned.slots[start:end] for scanned, start, end in ends)
         last = False
         while not last:
             result = self.pool.collect(task)
@@ -169,23 +166,22 @@ class Ingest:
             writes: list[Write] = []
             tails_at, serial = self.tail_bytes, self.packed_files + 1
             start = self.packed_blocks * BLOCK
-            for record in records:
-                scanned, at = next(slots)
+            # The records come first: zip must not take from the others when a part's records end.
+            for record, scanned, slot in zip(records, directories, slots, strict=False):
                 if len(record) == _PACKED_FIELDS:
                     mode, size, offset = record
                     self.packed_files += 1
                     self.totals.bytes_in += size
-                    inode: Inode | Packed = Packed(mode, start + offset)
+                    scanned.directory.children[slot] = Packed(mode, start + offset)
                 else:
-                    inode = self._settle_file(record, scanned, at, writes)
-                scanned.directory.children[scanned.slots[at]] = inode
+                    scanned.directory.children[slot] = self._settle_file(record, scanned, slot, writes)
             self.totals.files += len(records)
             self.pool.settle(result, tails_at, self.packed_blocks, serial, writes)
             self.packed_blocks += packed_blocks
         if self.progress is not None:
             self.progress(self.totals.files, self.totals.bytes_in)
 
-    def _settle_file(self, record: Record, scanned: ScannedDirectory, at: int, writes: list[Write]) -> Inode:
+    def _settle_file(self, record: Record, scanned: ScannedDirectory, slot: int, writes: list[Write]) -> Inode:
         mode, uid, gid, mtime, size, link, xattrs, first, ids, alternative = record
         tail = size % BLOCK
         if ids is None:
@@ -202,7 +198,7 @@ class Ingest:
                 return known
         inode = Inode(mode, uid, gid, *divmod(mtime, 1_000_000_000), size)
         if xattrs is not None:
-            inode.xattrs = self._clean(xattrs, os.path.join(scanned.path, scanned.files[at]))
+            inode.xattrs = self._clean(xattrs, os.path.join(scanned.path, scanned.directory.names[slot]))
         if link is not None and link[2] > 1:
             self._links[link[:2]] = inode
         self.totals.bytes_in += size
@@ -210,8 +206,10 @@ class Ingest:
             inode.tail_at = tail_at
         if first == LARGE_FILE:
             assert link is not None
-            path = os.path.join(scanned.path, scanned.files[at])
+            path = os.path.join(scanned.path, scanned.directory.names[slot])
             self._large.append(_Large(inode, path, (link[0], link[1], size, mtime)))
+            if self.adjust is not None:  # only now: its segments are read under the mtime that it has
+                self.adjust(inode)
         elif ids is not None:
             self._place(inode, ids, alternative, first, writes)
         return inode

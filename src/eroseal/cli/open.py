@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from eroseal.cli import output
 from eroseal.cli.trust import Trust
-from eroseal.errors import IntegrityError
+from eroseal.errors import AuthenticityError, IntegrityError
 from eroseal.readat import FileAt
 
 if TYPE_CHECKING:
     from eroseal.image.reader import ImageReader
     from eroseal.store.protocol import StoredImage
     from eroseal.trust.image import UnverifiedImage, VerifiedImage
+    from eroseal.trust.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +62,19 @@ def open_trusted(reference: str, trust: Trust, *, devices: Sequence[Path] = ()) 
             yield opened
         return
     from eroseal.store.resolve import resolve
+
+    with resolve(reference, data_files=devices) as stored, _vouched(reference, stored, policy) as image:
+        yield Opened(reference, image, stored)
+
+
+def _vouched(reference: str, stored: StoredImage, policy: Policy) -> VerifiedImage:
+    """The image if the policy accepts it; a refusal names it as the user did."""
     from eroseal.trust.image import open_image
 
-    with (
-        resolve(reference, data_files=devices) as stored,
-        open_image(
-            stored.meta, policy=policy, record=stored.record, open_data=stored.open_data, name=reference
-        ) as image,
-    ):
-        yield Opened(reference, image, stored)
+    try:
+        return open_image(stored.meta, policy=policy, record=stored.record, open_data=stored.open_data)
+    except AuthenticityError as error:
+        raise AuthenticityError(error.what, where=error.where or reference, hint=error.hint) from error
 
 
 @contextlib.contextmanager

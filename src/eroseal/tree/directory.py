@@ -84,11 +84,12 @@ class DirectorySource:
         scanned = ScannedDirectory(path, directory)
         try:
             with os.scandir(path) as listing:
-                entries = sorted((entry.name, entry) for entry in listing)
+                entries = {entry.name: entry for entry in listing}
         except OSError as error:
             raise _unreadable(path, error) from error
         names, children = directory.names, directory.children
-        for name, entry in entries:
+        for name in sorted(entries):
+            entry = entries[name]
             if self._exclude and self._excluded(entry.path):
                 continue
             if entry.is_file(follow_symlinks=False):

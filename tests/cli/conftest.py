@@ -89,8 +89,9 @@ class People:
     """Files of keys and certificates.
 
     Args:
-        place: where NAME.key and NAME.pem are, for `good`, `other`, `expired`, `leaf` (with its intermediate) and
-            `usage` (may not sign); `root.pem` is the leaf's CA, `ed.key` and `ed.pub` are Ed25519.
+        place: where NAME.key and NAME.pem are, for `good`, `rsa`, `other`, `expired`, `leaf` (with its intermediate,
+            which is alone in `chain.pem`) and `usage` (may not sign); `root.pem` is the leaf's CA; `ed.key`,
+            `locked.key` (its passphrase is "open sesame") and `ed.pub` are Ed25519.
     """
 
     place: Path
@@ -119,7 +120,9 @@ def people(tmp_path_factory: pytest.TempPathFactory) -> People:
     certs.make("usage", extensions=[(certs.usage("key_agreement"), True)], **VALID).write(place, "usage")
     root = certs.root_ca(**VALID)
     root.write(place, "root")
-    certs.signer(certs.intermediate_ca(root, **VALID), name="leaf", **VALID).write(place, "leaf")
+    leaf = certs.signer(certs.intermediate_ca(root, **VALID), name="leaf", **VALID)
+    leaf.write(place, "leaf")
+    (place / "chain.pem").write_bytes(b"".join(item.public_bytes(Encoding.PEM) for item in leaf.chain))
     key = Ed25519PrivateKey.generate()
     certs.write_key(key, place / "ed.key")
     certs.write_key(key, place / "locked.key", passphrase=b"open sesame")

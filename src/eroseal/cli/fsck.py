@@ -29,13 +29,14 @@ def command(store: str, quick: bool, jobs: int | None, as_json: bool) -> int:
         report = check_store(opened, data=not quick, jobs=jobs, progress=progress.add)
     if as_json:
         output.document(report)
-        return report.exit_code
-    for finding in report.findings:
-        output.result(output.printable(f"{'leftover' if finding.is_litter else 'damage'}: {finding}"))
-    output.result(
-        f"{'ok' if report.ok else 'damaged'}: {report.images} images, {report.blobs} blobs, "
-        f"{size_text(report.bytes)}; {report.unreferenced} blobs unreferenced, {size_text(report.unreferenced_bytes)}"
-    )
+    else:
+        for finding in report.findings:
+            output.result(output.printable(f"{'leftover' if finding.is_litter else 'damage'}: {finding}"))
+        output.result(
+            f"{'ok' if report.ok else 'damaged'}: {report.images} images, {report.blobs} blobs, "
+            f"{size_text(report.bytes)}; {report.unreferenced} blobs unreferenced, "
+            f"{size_text(report.unreferenced_bytes)}"
+        )
     if not report.ok:
-        output.error(f"{len(report.damage)} findings of damage in {report.store}")
+        output.error(f"{report.store}: {len(report.damage)} findings of damage")
     return report.exit_code

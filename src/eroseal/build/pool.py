@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import selectors
+import signal
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import astuple
 from typing import Any, BinaryIO, Final, Protocol
 
@@ -170,18 +172,29 @@ def _error(message: tuple[Any, ...]) -> Exception:
     return ErosealError(f"a worker process failed: {message[1]}", hint="--jobs 1 works without processes")
 
 
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Start a process with SIGINT blocked: an interpreter that is still starting would answer it with a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Process:
     """The parent's end of one worker process."""
 
     def __init__(self, config: WorkerConfig) -> None:
         code = "import sys; sys.path[:] = {!r}; from eroseal.build.serve import worker_main; worker_main({!r})"
-        self._process = subprocess.Popen(
-            [sys.executable, "-S", "-E", "-c", code.format(sys.path, astuple(config))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            pass_fds=(config.data_fd, config.leaves_fd, config.tails_fd, config.packed_fd),
-        )
+        with _undisturbed():
+            self._process = subprocess.Popen(
+                [sys.executable, "-S", "-E", "-c", code.format(sys.path, astuple(config))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                pass_fds=(config.data_fd, config.leaves_fd, config.tails_fd, config.packed_fd),
+            )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self.input: BinaryIO = self._process.stdin  # type: ignore[assignment]

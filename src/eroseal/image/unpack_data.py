@@ -84,7 +84,7 @@ class Writers:
         self._reader = reader
         self._complete = complete
         self._jobs = jobs
-        self._pool = ThreadPoolExecutor(jobs, thread_name_prefix="unpack") if jobs > 1 else None
+        self._pool: ThreadPoolExecutor | None = None
         self._stop = threading.Event()
         self._pending: deque[Future[None]] = deque()
         self._open: set[OpenFile] = set()
@@ -129,9 +129,11 @@ class Writers:
             self._open.pop().close()
 
     def _write_segment(self, file: OpenFile, runs: list[Run]) -> None:
-        if self._pool is None or file.inode.size < LARGE_FILE:
+        if self._jobs == 1 or file.inode.size < LARGE_FILE:
             self._copy(file, runs)
             return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="unpack")
         while len(self._pending) > self._jobs:
             self._wait_for_one()
         file.begin()

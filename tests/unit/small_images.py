@@ -115,7 +115,7 @@ def verify_whole(
         for k, device in enumerate(image.devices):
             assert device.digest is not None
             blobs.append((data[device.digest], image.device(k)))
-        for source, blob in blobs:
+        for source, blob in reversed(blobs):
             assert scan_blob(source, blob, jobs=1) == []
         check_image(ImageReader(image))
         return image

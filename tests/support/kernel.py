@@ -95,6 +95,17 @@ def tmpfs(target: Path, options: str = "size=2g") -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def ramfs(target: Path) -> Iterator[Path]:
+    """A ramfs: other than from a tmpfs, images can be mounted from it. Without a limit, so put little there."""
+    target.mkdir(exist_ok=True)
+    _check(_libc.mount(b"ramfs", os.fsencode(target), b"ramfs", 0, None), target)
+    try:
+        yield target
+    finally:
+        unmount(target, detach=True)
+
+
+@contextlib.contextmanager
 def bound(source: Path, target: Path) -> Iterator[None]:
     """One file in the place of another."""
     _check(_libc.mount(os.fsencode(source), os.fsencode(target), None, 4096, None), target)  # MS_BIND

@@ -230,6 +230,9 @@ def plan(root: Directory, options: ImageOptions) -> Layout:
         UnsupportedError: the device table would start too far in.
     """
     inodes = list(root.inodes())
+    for inode in inodes:
+        if isinstance(inode, Directory):  # now: beyond 16 bits it decides the inode's size
+            inode.nlink = 2 + sum(isinstance(child, Directory) for child in inode.children)
     xattrs = XattrTable(inodes)
     # With chunks in front (no data blobs) the metadata area is on its own, and nid 0 must not be used: readers of
     # directories take inode number 0 for a deleted entry.

@@ -148,7 +148,7 @@ class ImageWriter:
             if inode.tail_at >= 0 and inode.chunks is None and index not in data_at:
                 # Most of a tree: a small file.
                 tail = self._read_tail(inode.tail_at, inode.size)
-                head = self._pack(index, inode, LAYOUT_FLAT_INLINE, NULL_ADDR_32, inode.nlink)
+                head = self._pack(index, inode, LAYOUT_FLAT_INLINE, NULL_ADDR_32)
             elif isinstance(inode, Directory):
                 head, tail, data = self._directory(index, inode)
             else:
@@ -199,17 +199,17 @@ class ImageWriter:
         elif kind == stat.S_IFLNK:
             tail = inode.target
         elif inode.rdev != (0, 0):
-            return self._pack(index, inode, LAYOUT_FLAT_PLAIN, encode_rdev(*inode.rdev), inode.nlink), b"", b""
+            return self._pack(index, inode, LAYOUT_FLAT_PLAIN, encode_rdev(*inode.rdev)), b"", b""
         if index in self._layout.data_at:
             return (
-                self._pack(index, inode, LAYOUT_FLAT_PLAIN, self._block_of(index), inode.nlink),
+                self._pack(index, inode, LAYOUT_FLAT_PLAIN, self._block_of(index)),
                 b"",
                 tail.ljust(BLOCK, b"\0"),
             )
         if tail:
-            return self._pack(index, inode, LAYOUT_FLAT_INLINE, NULL_ADDR_32, inode.nlink), tail, b""
+            return self._pack(index, inode, LAYOUT_FLAT_INLINE, NULL_ADDR_32), tail, b""
         start = NULL_ADDR_32 if kind in (stat.S_IFREG, stat.S_IFLNK) else 0
-        return self._pack(index, inode, LAYOUT_FLAT_PLAIN, start, inode.nlink), b"", b""
+        return self._pack(index, inode, LAYOUT_FLAT_PLAIN, start), b"", b""
 
     def _with_chunks(
         self, index: int, inode: Inode, chunks: int | array[int], tail: bytes
@@ -220,14 +220,14 @@ class ImageWriter:
                 raise ErosealError("internal error: chunk list without indexes")
             start = self._unified(chunks)
             layout = LAYOUT_FLAT_INLINE if tail else LAYOUT_FLAT_PLAIN
-            return self._pack(index, inode, layout, start, inode.nlink), tail, b""
+            return self._pack(index, inode, layout, start), tail, b""
         self._chunked = True
         if isinstance(chunks, array):
             bits = (self._options.chunk_size // BLOCK).bit_length() - 1
         else:
             bits = (-(-inode.size // BLOCK) - 1).bit_length()
             chunks = array("Q", [chunks])
-        head = self._pack(index, inode, LAYOUT_CHUNK_BASED, CHUNK_INDEXES | bits, inode.nlink)
+        head = self._pack(index, inode, LAYOUT_CHUNK_BASED, CHUNK_INDEXES | bits)
         return head + bytes(-len(head) % CHUNK_INDEX_SIZE) + self._indexes(chunks), b"", b""
 
     def _indexes(self, chunks: array[int]) -> bytes:
@@ -262,14 +262,13 @@ class ImageWriter:
         data = b"".join(block.ljust(BLOCK, b"\0") for block in blocks[:whole])
         tail = b"".join(blocks[whole:])
         start = self._block_of(index) if whole else NULL_ADDR_32
-        nlink = 2 + sum(isinstance(child, Directory) for child in directory.children)
         layout = LAYOUT_FLAT_INLINE if tail else LAYOUT_FLAT_PLAIN
-        return self._pack(index, directory, layout, start, nlink), tail, data
+        return self._pack(index, directory, layout, start), tail, data
 
     def _block_of(self, index: int) -> int:
         return self._layout.meta_blkaddr + self._layout.data_at[index] // BLOCK
 
-    def _pack(self, index: int, inode: Inode, layout: int, i_u: int, nlink: int) -> bytes:
+    def _pack(self, index: int, inode: Inode, layout: int, i_u: int) -> bytes:
         """Inode and xattrs."""
         area = self._layout.xattrs.area(inode.xattrs) if inode.xattrs else b""
         icount = (len(area) - 12) // 4 + 1 if area else 0
@@ -278,7 +277,7 @@ class ImageWriter:
                 layout << FORMAT_LAYOUT_SHIFT,
                 icount,
                 inode.mode,
-                nlink,
+                inode.nlink,
                 inode.size,
                 0,
                 i_u,
@@ -299,7 +298,7 @@ class ImageWriter:
                 inode.gid,
                 inode.mtime,
                 inode.mtime_nsec,
-                nlink,
+                inode.nlink,
             )
         return packed + area
 

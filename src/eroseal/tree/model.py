@@ -34,10 +34,10 @@ class Inode:
         size: bytes of content; of the target for a symlink.
         xattrs: extended attributes.
 
-    Further fields: `nlink` counts the names in the tree. `chunks` is None, one location (the content lies in
-    consecutive blocks from there) or an array with a location for each chunk. `tail_at` is the byte offset in the
-    tail spool of what lies behind the last whole block, or NO_TAIL. `target` belongs to symlinks, `rdev` (major,
-    minor) to devices. `position` is set by the layout: byte offset in the metadata area.
+    Further fields: `nlink` counts the names in the tree; the layout sets it for directories. `chunks` is None, one
+    location (the content lies in consecutive blocks from there) or an array with a location for each chunk. `tail_at`
+    is the byte offset in the tail spool of what lies behind the last whole block, or NO_TAIL. `target` belongs to
+    symlinks, `rdev` (major, minor) to devices. `position` is set by the layout: byte offset in the metadata area.
     """
 
     __slots__ = (

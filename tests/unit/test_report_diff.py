@@ -43,6 +43,7 @@ def tree(tmp_path: Path) -> Path:
         file.seek(1 << 20)
         file.write(b"end")
     os.mkfifo(root / "fifo")
+    (root / "fifo").chmod(0o755)
     return root
 
 
@@ -83,7 +84,8 @@ def test_every_aspect(images: Images, tree: Path) -> None:
         (tree / "link").symlink_to("elsewhere")
         os.utime(tree / "link", ns=(0, 0), follow_symlinks=False)
         (tree / "fifo").unlink()
-        (tree / "fifo").mkdir(mode=0o644)
+        (tree / "fifo").mkdir()
+        (tree / "fifo").chmod(0o755)
         (tree / "fifo" / "below").write_bytes(b"")
         (tree / "new").write_bytes(b"new")
         (tree / "other-name").unlink()
@@ -267,7 +269,7 @@ def test_ranges_are_sets(ours: list[tuple[int, int]], theirs: list[tuple[int, in
 
 def test_acls_are_xattrs(images: Images, tree: Path) -> None:
     first = images.build(tree, "one")
-    everyone = struct.pack("<HHI", 1, 6, 2**32 - 1) + struct.pack("<HHI", 2, 4, 33)
+    everyone = struct.pack("<HHI", 1, 6, 2**32 - 1) + struct.pack("<HHI", 2, 4, os.getuid())
     rest = b"".join(struct.pack("<HHI", tag, 4, 2**32 - 1) for tag in (4, 16, 32))
     os.setxattr(tree / "dir-not-below", "system.posix_acl_access", struct.pack("<I", 2) + everyone + rest)
     second = images.build(tree, "two")

@@ -45,6 +45,10 @@ _REASONS: Final = {
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 
 
+_unfinished: dict[Path, None] = {}
+"""Temporary names in use, noted before they are made, and directories that stay only if something comes into them."""
+
+
 def output_error(error: OSError, path: str | os.PathLike[str], doing: str = "cannot write") -> OutputError:
     """An OSError met while writing, as one of our own.
 
@@ -124,6 +128,7 @@ class TemporaryFile:
         # While the lock is held: once it is released the name may be another writer's.
         with contextlib.suppress(OSError):
             os.unlink(self.path)
+        _unfinished.pop(self.path, None)
         os.close(self._fd)
         self._fd = -1
 
@@ -164,6 +169,7 @@ class TemporaryDirectory:
             return
         with contextlib.suppress(OSError):
             _remove(self.path, self._fd)
+        _unfinished.pop(self.path, None)
         os.close(self._fd)
         self._fd = -1
 
@@ -237,6 +243,29 @@ def remove_abandoned(directory: Path) -> list[Path]:
     return removed
 
 
+def note_unfinished(path: Path) -> None:
+    """Have `remove_unfinished` remove a file, or a directory that is still empty, unless it is finished before."""
+    _unfinished[path] = None
+
+
+def remove_unfinished() -> None:
+    """For a program that a signal ends: remove what nobody took charge of; never raises.
+
+    The exception of a signal handler can come between the making of a file and the `with` that would remove it.
+    """
+    for path in reversed(_unfinished):
+        with contextlib.suppress(OSError):
+            if not path.is_dir():
+                os.unlink(path)
+            elif is_temporary(path.name):
+                for entry in path.iterdir():
+                    os.unlink(entry)
+                os.rmdir(path)
+            else:
+                os.rmdir(path)
+    _unfinished.clear()
+
+
 @contextlib.contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold the lock file at `path`, made where it is missing; waits for other processes and threads.
@@ -267,7 +296,9 @@ def _create_locked(directory: Path) -> tuple[int, Path]:
 
 
 def _temporary_path(directory: Path) -> Path:
-    return directory / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
+    path = directory / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
+    note_unfinished(path)
+    return path
 
 
 def _lock_new(fd: int, path: Path) -> bool:

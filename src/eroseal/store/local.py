@@ -31,6 +31,7 @@ from eroseal.readat import FileAt, ReadAt
 from eroseal.store.atomic import (
     exclusive_lock,
     exists_error,
+    note_unfinished,
     output_error,
     remove_abandoned,
     sync_directory,
@@ -109,6 +110,8 @@ class LocalStore:
                     "not a store, and not empty", where=str(path), hint="name a new or an empty directory"
                 )
             for directory in (path, path / "blobs", path / "images"):
+                if not os.path.isdir(directory):
+                    note_unfinished(directory)
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(directory)
                     store._created.append(directory)

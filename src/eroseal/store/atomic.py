@@ -253,7 +253,7 @@ def remove_unfinished() -> None:
 
     The exception of a signal handler can come between the making of a file and the `with` that would remove it.
     """
-    for path in reversed(_unfinished):
+    for path in reversed(list(_unfinished)):
         with contextlib.suppress(OSError):
             if not path.is_dir():
                 os.unlink(path)

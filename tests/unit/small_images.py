@@ -207,9 +207,9 @@ def with_checksum(region: bytes | bytearray) -> bytes:
 
 
 def resealed(
-    directory: Path, image: MemoryImage, change: Callable[[bytearray], object], data: Sequence[bytes] | None = None
+    directory: Path, image: MemoryImage, change: Callable[[bytearray], object], *, data: Sequence[bytes] | None = None
 ) -> MemoryImage:
-    """The image with an altered meta blob, sealed again: a hostile image whose seal is in order."""
+    """The image with an altered meta blob, checksummed and sealed again: hostile, but its seal is in order."""
     region = bytearray(region_of(image.meta))
     change(region)
     params = seal_of(image.meta).descriptor.params

@@ -24,11 +24,11 @@ from tests.unit.small_images import (
     pin,
     read_whole,
     region_of,
+    resealed,
     seal_of,
     sealed,
     shape_of,
     verify_whole,
-    with_checksum,
 )
 
 from eroseal.build.options import BlobLayout
@@ -295,18 +295,6 @@ def test_a_top_tree_block_is_no_image_under_a_signed_root_hash(tmp_path: Path, s
 # --- hostile images whose seal is in order ---
 
 
-def reseal(
-    directory: Path, image: MemoryImage, change: Callable[[bytearray], object], *, data: Sequence[bytes] = ()
-) -> MemoryImage:
-    """The image with an altered meta blob, checksummed and sealed again by whoever made it."""
-    region = bytearray(region_of(image.meta))
-    change(region)
-    meta = sealed(directory, with_checksum(region), seal_of(image.meta).descriptor.params)
-    blobs = tuple(data) or image.data
-    digests = tuple(seal_of(blob).descriptor.digest for blob in blobs)
-    return MemoryImage(seal_of(meta).descriptor.digest, meta, blobs, digests)
-
-
 def superblock_of(region: bytes | bytearray) -> Superblock:
     return Superblock.parse(bytes(region[SUPER_OFFSET:BLOCK]))
 
@@ -328,7 +316,7 @@ def address(region: bytearray, at: int, *, device: int | None = None, block: int
 def test_an_extent_that_points_past_the_data_region(tmp_path: Path, image: MemoryImage, block: int) -> None:
     """The kernel would serve the dm-verity superblock, the tree or the record as the file's content."""
     at = index_at(image, b"a")
-    hostile = reseal(tmp_path, image, lambda region: address(region, at, device=1, block=block))
+    hostile = resealed(tmp_path, image, lambda region: address(region, at, device=1, block=block))
     refuse_structure(hostile, b"a")
 
 
@@ -349,7 +337,7 @@ def refuse_structure(hostile: MemoryImage, path: bytes) -> None:
 
 def test_extents_past_the_data_region_unpack_nothing(tmp_path: Path, image: MemoryImage) -> None:
     at = index_at(image, b"a")
-    hostile = reseal(tmp_path, image, lambda region: address(region, at, device=1, block=1))
+    hostile = resealed(tmp_path, image, lambda region: address(region, at, device=1, block=1))
     with opened(hostile) as verified, pytest.raises(FormatError):
         unpack(ImageReader(verified), tmp_path / "out", jobs=1)
     assert not (tmp_path / "out").exists()
@@ -358,7 +346,7 @@ def test_extents_past_the_data_region_unpack_nothing(tmp_path: Path, image: Memo
 @pytest.mark.parametrize("device", [3, 4, 255, 65535])
 def test_an_extent_on_a_device_that_is_not_there(tmp_path: Path, image: MemoryImage, device: int) -> None:
     at = index_at(image, b"a")
-    refuse_structure(reseal(tmp_path, image, lambda region: address(region, at, device=device, block=0)), b"a")
+    refuse_structure(resealed(tmp_path, image, lambda region: address(region, at, device=device, block=0)), b"a")
 
 
 COMPACT_SIZE_AT = 8
@@ -375,7 +363,7 @@ def test_an_extent_in_the_meta_blobs_own_seal(tmp_path: Path, single: MemoryImag
     def move(region: bytearray) -> None:
         struct.pack_into("<I", region, inode.position + COMPACT_U_AT, blocks - 1 + beyond)
 
-    refuse_structure(reseal(tmp_path, single, move), b"a")
+    refuse_structure(resealed(tmp_path, single, move), b"a")
 
 
 def test_a_chunk_that_begins_inside_and_ends_past_the_data_region(tmp_path: Path, image: MemoryImage) -> None:
@@ -387,7 +375,7 @@ def test_a_chunk_that_begins_inside_and_ends_past_the_data_region(tmp_path: Path
         struct.pack_into("<I", region, inode.position + COMPACT_SIZE_AT, 3 * BLOCK)
         struct.pack_into("<I", region, inode.position + COMPACT_U_AT, inode.raw.i_u + 1)
 
-    refuse_structure(reseal(tmp_path, image, grow), b"a")
+    refuse_structure(resealed(tmp_path, image, grow), b"a")
 
 
 def test_an_extent_that_runs_from_one_device_into_the_next(tmp_path: Path, image: MemoryImage) -> None:
@@ -395,13 +383,13 @@ def test_an_extent_that_runs_from_one_device_into_the_next(tmp_path: Path, image
     first, second = ImageReader(opened(image)).devices
     assert first.uniaddr + first.blocks == second.uniaddr
     at = index_at(image, b"a")
-    fits = reseal(tmp_path, image, lambda region: address(region, at, device=0, block=first.uniaddr))
+    fits = resealed(tmp_path, image, lambda region: address(region, at, device=0, block=first.uniaddr))
     verify_whole(*fits.sources(), fits.pinned)
     refuse_structure(
-        reseal(tmp_path, image, lambda region: address(region, at, device=0, block=first.uniaddr + 1)), b"a"
+        resealed(tmp_path, image, lambda region: address(region, at, device=0, block=first.uniaddr + 1)), b"a"
     )
     refuse_structure(
-        reseal(tmp_path, image, lambda region: address(region, at, device=0, block=second.uniaddr + 1)), b"a"
+        resealed(tmp_path, image, lambda region: address(region, at, device=0, block=second.uniaddr + 1)), b"a"
     )
 
 
@@ -411,7 +399,7 @@ def test_a_superblock_that_claims_more_blocks_than_the_data_region(tmp_path: Pat
     def claim(region: bytearray) -> None:
         struct.pack_into("<I", region, SUPER_OFFSET + 36, blocks + 1)
 
-    hostile = reseal(tmp_path, image, claim)
+    hostile = resealed(tmp_path, image, claim)
     assert superblock_of(region_of(hostile.meta)).blocks == blocks + 1
     assert refusal(lambda: opened(hostile)).step == 6
 
@@ -421,7 +409,7 @@ def test_a_device_table_outside_the_data_region(tmp_path: Path, image: MemoryIma
     def move(region: bytearray) -> None:
         struct.pack_into("<H", region, SUPER_OFFSET + 88, slot)
 
-    hostile = reseal(tmp_path, image, move)
+    hostile = resealed(tmp_path, image, move)
     assert superblock_of(region_of(hostile.meta)).devt_slotoff == slot
     assert refusal(lambda: opened(hostile)).step == 6
 
@@ -430,7 +418,7 @@ def test_a_root_inode_outside_the_data_region(tmp_path: Path, image: MemoryImage
     def move(region: bytearray) -> None:
         struct.pack_into("<H", region, SUPER_OFFSET + 14, len(region) // NID_SLOT)
 
-    with opened(reseal(tmp_path, image, move)) as verified, pytest.raises(FormatError):
+    with opened(resealed(tmp_path, image, move)) as verified, pytest.raises(FormatError):
         ImageReader(verified).root()
 
 
@@ -459,7 +447,7 @@ def test_swapped_device_tags(tmp_path: Path, image: MemoryImage) -> None:
     swap_tags(image)(region)
     meta, data = image.altered(meta=bytes(region) + image.meta[len(region) :])
     assert refusal(lambda: verify_whole(meta, data, image.pinned)).step in (4, 5)
-    other = reseal(tmp_path, image, swap_tags(image))
+    other = resealed(tmp_path, image, swap_tags(image))
     assert other.digest != image.digest
     signatures = [statement_entry(image.digest), statement_entry(image.digest, kind=SignatureKind.ED25519)]
     for policy in (image.pinned, by_signer()):
@@ -474,7 +462,7 @@ def test_a_tag_that_names_nothing_is_refused_before_any_blob_is_opened(tmp_path:
         def write(region: bytearray, tag: bytes = tag) -> None:
             region[at : at + 64] = tag
 
-        hostile = reseal(tmp_path, image, write)
+        hostile = resealed(tmp_path, image, write)
         assert refusal(lambda hostile=hostile: opened(hostile)).step == 7
 
 
@@ -482,11 +470,11 @@ def test_a_device_slot_that_claims_another_size(tmp_path: Path, image: MemoryIma
     """Larger, the kernel would serve the seal; smaller, it would hide data."""
     at = slot_offset(image, 0) + 64
     for blocks in (1, 3, 5, 0xFFFFFFFF):
-        hostile = reseal(tmp_path, image, lambda region, blocks=blocks: struct.pack_into("<I", region, at, blocks))
+        hostile = resealed(tmp_path, image, lambda region, blocks=blocks: struct.pack_into("<I", region, at, blocks))
         with opened(hostile) as verified:
             error = refusal(lambda verified=verified: verified.device(0))
             assert error.step in (1, 2, 7)
-    hostile = reseal(tmp_path, image, lambda region: struct.pack_into("<I", region, at, 0))
+    hostile = resealed(tmp_path, image, lambda region: struct.pack_into("<I", region, at, 0))
     assert refusal(lambda: opened(hostile)).step == 6
 
 
@@ -523,7 +511,7 @@ def test_salt_and_algorithm_are_the_same_throughout(tmp_path: Path, image: Memor
     def rename(table: bytearray) -> None:
         table[at : at + 64] = seal_of(salted).descriptor.digest.tag()
 
-    hostile = reseal(tmp_path, image, rename, data=(salted, image.data[1]))
+    hostile = resealed(tmp_path, image, rename, data=(salted, image.data[1]))
     with opened(hostile) as verified:
         error = refusal(lambda: verified.device(0))
     assert error.step == 7
@@ -534,7 +522,7 @@ def test_salt_and_algorithm_are_the_same_throughout(tmp_path: Path, image: Memor
     def widen(table: bytearray) -> None:
         table[at : at + 64] = seal_of(wide).descriptor.digest.tag()
 
-    assert refusal(lambda: opened(reseal(tmp_path, image, widen))).step == 7
+    assert refusal(lambda: opened(resealed(tmp_path, image, widen))).step == 7
 
 
 def test_a_hex_tag_under_sha512_is_a_digest_that_no_blob_has(tmp_path: Path, image: MemoryImage) -> None:
@@ -581,8 +569,12 @@ def test_a_stale_version_and_another_name_under_a_valid_signature(image: MemoryI
 
 def test_one_statement_cannot_lend_its_name_and_another_its_version(image: MemoryImage) -> None:
     entries = [statement_entry(image.digest, "web", 1), statement_entry(image.digest, "db", 9)]
-    refusal(lambda: opened(image, by_signer(name="web", min_version=5), entries))
-    opened(image, by_signer(name="db", min_version=5), entries).close()
+    error = refusal(lambda: opened(image, by_signer(name="web", min_version=5), entries))
+    assert "version 1" in str(error)
+    assert "'db'" in str(error)
+    with opened(image, by_signer(name="db", min_version=5), entries) as verified:
+        assert verified.statement is not None
+        assert verified.statement.version == 9
 
 
 @pytest.mark.parametrize("kind", list(SignatureKind))

@@ -83,6 +83,8 @@ def _command(root: click.Context, verb: str) -> click.Command:
 def _man_page(context: click.Context) -> str:
     # A tool of development without type information, so it is not imported by name.
     generate_man_page: Any = importlib.import_module("click_man.core").generate_man_page
+    # Taken as it is: a command without one would get it from a function that click no longer wants to be called.
+    context.command.short_help = context.command.short_help or context.command.help
     context.command.help = inspect.cleandoc(context.command.help or "")
     page: str = generate_man_page(context, version=__version__, date=_NO_DATE)
     return page

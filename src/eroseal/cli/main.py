@@ -109,6 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except BaseException as error:  # nothing is lost: everything is either reported or raised again
         with contextlib.suppress(KeyboardInterrupt):  # the message may be lost, the exit code not
+            _remove_unfinished()
             if settings.debug and not isinstance(error, SystemExit):
                 import traceback
 
@@ -131,10 +132,19 @@ def _run(arguments: Sequence[str], settings: Settings) -> int:
     return code if isinstance(code, int) else 0
 
 
+def _remove_unfinished() -> None:
+    """Remove files that were made a moment before a signal came, when nothing was in charge of them yet."""
+    atomic = sys.modules.get("eroseal.store.atomic")
+    if atomic is not None:
+        atomic.remove_unfinished()
+
+
 def _report(error: BaseException) -> int:
     """Say what went wrong; gives the exit code."""
     match error:
         case Stopped():
+            for number in _SIGNALS:  # all is cleaned up: one more must not change the exit code
+                signal.signal(number, signal.SIG_IGN)
             output.error("interrupted" if error.number == signal.SIGINT else "terminated")
             code = 128 + error.number
         case KeyboardInterrupt() | click.exceptions.Abort():

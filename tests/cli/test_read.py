@@ -153,7 +153,7 @@ def test_export_and_read_back(run: Run, people: People, place: Path, samples: Sa
     trust = ("--cert", people.cert("good"), "--name", "app")
     outcome = run("export", "dir:store:app", "meta.erofs", *trust)
     assert outcome.last == samples.digest
-    assert "1 data blobs besides" in outcome.err
+    assert "not in it: 1 data blob," in outcome.err
     run("export", "dir:store:app", "data.blob", "--blob", "1", *trust)
     assert "is not there" in run("verify", "meta.erofs", *trust, code=1).error
     run("verify", "meta.erofs", *trust, "--device", "data.blob")
@@ -168,7 +168,7 @@ def test_export_refuses_what_is_there_or_damaged(run: Run, place: Path, samples:
     before = files_below(place)
     for options in ((), ("--data",), ("--blob", "1")):
         assert "exists already" in run("export", "dir:store:app", "app.erofs", *options, *trust, code=1).error
-    assert "1 data blobs" in run("export", "dir:store:app", "out", "--blob", "2", *trust, code=1).error
+    assert "the image has 1 data blob" in run("export", "dir:store:app", "out", "--blob", "2", *trust, code=1).error
     run("export", "dir:store:app", "no/such/out", *trust, code=1)
     flip(blobs(place / "store")[1], 8192)
     for options in (("--blob", "1"), ("--blob", "1", "--data")):
@@ -244,14 +244,14 @@ def test_trust_of_both_images(run: Run, people: People, samples: Samples) -> Non
 
 
 def test_fsck(run: Run, place: Path) -> None:
-    assert run("fsck", "store").text.startswith("ok: 1 images, 2 blobs, ")
+    assert run("fsck", "store").text.startswith("ok: 1 image, 2 blobs, ")
     document = run("fsck", "dir:store", "--json").document
     assert (document["schema"], document["ok"], document["findings"]) == ("eroseal.fsck/1", True, [])
     flip(blobs(place / "store")[1], 12_288)
     outcome = run("fsck", "store", code=3)
     assert "damage: " in outcome.text
     assert "at byte 12288" in outcome.text
-    assert "store: 1 findings of damage" in outcome.error
+    assert "store: 1 finding of damage" in outcome.error
     assert run("fsck", "store", "--quick").text.startswith("ok: ")
     assert not run("fsck", "store", "--json", code=3).document["ok"]
     blobs(place / "store")[1].unlink()

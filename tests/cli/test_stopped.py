@@ -121,7 +121,7 @@ def test_killed_build(run: Run, place: Path, endless: Path) -> None:
     while "leftover: " not in (report := run("fsck", "store").text) and time.monotonic() < deadline:
         time.sleep(0.1)  # its workers notice a moment later that they are alone
     assert report.count("leftover: ") == len(left)
-    assert "ok: 1 images" in report
+    assert "ok: 1 image," in report
     run("verify", "dir:store:app", "--insecure")
     (place / "tree").mkdir()
     run("build", "tree", "dir:store:new", "--no-sync")

@@ -146,11 +146,10 @@ def _show(done: BuildResult, reference: Reference, options: BuildOptions, *, as_
     from eroseal.store.reference import StoreReference
 
     if not as_json:
-        blobs = len(done.blobs) - 1
         output.note(
-            f"{done.files} files, {size_text(done.bytes_in)} read, {size_text(done.bytes_new)} new and "
-            f"{size_text(done.bytes_shared)} shared chunks, {blobs} data blob{'' if blobs == 1 else 's'}, "
-            f"{done.seconds:.2f} seconds"
+            f"{output.counted(done.files, 'file')}, {size_text(done.bytes_in)} read, "
+            f"{size_text(done.bytes_new)} new and {size_text(done.bytes_shared)} shared chunks, "
+            f"{output.counted(len(done.blobs) - 1, 'data blob')}, {done.seconds:.2f} seconds"
         )
         output.result(str(done.image))
         return

@@ -63,7 +63,7 @@ def command(
             _write_sealed(opened, blob, number, file, replace=replace, durable=not no_sync, jobs=jobs)
         left = len(opened.image.devices)
     if number == 0 and left:
-        output.note(f"the image has {left} data blobs besides, which --blob 1 and so on export")
+        output.note(f"not in it: {output.counted(left, 'data blob')}, which --blob 1 and so on export")
     output.result(str(blob.digest))
 
 
@@ -71,7 +71,9 @@ def _blob(opened: Opened, number: int) -> SelfConsistentBlob:
     from eroseal.trust.blob import SelfConsistentBlob
 
     if number > len(opened.image.devices):
-        raise NotFoundError(f"the image has {len(opened.image.devices)} data blobs", where=opened.reference)
+        raise NotFoundError(
+            f"the image has {output.counted(len(opened.image.devices), 'data blob')}", where=opened.reference
+        )
     blob = opened.image.device(number - 1) if number else opened.image.meta
     assert isinstance(blob, SelfConsistentBlob)
     return blob

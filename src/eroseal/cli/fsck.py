@@ -33,10 +33,11 @@ def command(store: str, quick: bool, jobs: int | None, as_json: bool) -> int:
         for finding in report.findings:
             output.result(output.printable(f"{'leftover' if finding.is_litter else 'damage'}: {finding}"))
         output.result(
-            f"{'ok' if report.ok else 'damaged'}: {report.images} images, {report.blobs} blobs, "
-            f"{size_text(report.bytes)}; {report.unreferenced} blobs unreferenced, "
+            f"{'ok' if report.ok else 'damaged'}: {output.counted(report.images, 'image')}, "
+            f"{output.counted(report.blobs, 'blob')}, "
+            f"{size_text(report.bytes)}; {output.counted(report.unreferenced, 'blob')} unreferenced, "
             f"{size_text(report.unreferenced_bytes)}"
         )
     if not report.ok:
-        output.error(f"{report.store}: {len(report.damage)} findings of damage")
+        output.error(f"{report.store}: {output.counted(len(report.damage), 'finding')} of damage")
     return report.exit_code

@@ -33,6 +33,11 @@ def printable(text: str) -> str:
     )
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things: "1 blob", "2 blobs"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def result(text: str = "") -> None:
     """A line of the result."""
     sys.stdout.write(text + "\n")

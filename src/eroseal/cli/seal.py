@@ -80,9 +80,9 @@ def command(
         warnings(text)
     warnings.finish()
     if done.compressed:
-        output.warn(f"{done.compressed} files are compressed: where their data lies was not checked")
+        output.warn(f"{output.counted(done.compressed, 'compressed file')}: where their data lies was not checked")
     if done.rewritten:
-        output.note(f"{done.rewritten} device slots were rewritten")
+        output.note(f"{output.counted(done.rewritten, 'device slot')} rewritten")
     if signers:
         try:
             _sign(target or file, done, signing, signers, durable=not no_sync)

@@ -99,8 +99,9 @@ def _announce(statement: Statement, image: UnverifiedImage, label: str) -> None:
 
     created = datetime.datetime.fromtimestamp(min(statement.created, 253402300799), datetime.UTC)
     size = image.meta.size + sum(device.size for device in image.devices)
+    blobs = output.counted(len(image.devices), "data blob")
     output.note(
-        f"signing {statement.digest} (unverified, {len(image.devices)} data blobs, {size_text(size)}) as "
+        f"signing {statement.digest} (unverified, {blobs}, {size_text(size)}) as "
         f"{statement.name!r} version {statement.version}, created {created:%Y-%m-%d %H:%M:%SZ}, with {label}"
     )
 

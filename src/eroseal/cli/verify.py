@@ -14,7 +14,15 @@ from eroseal.cli import output
 from eroseal.cli.open import Opened, open_trusted
 from eroseal.cli.params import FILE, REFERENCE, device_option, jobs_option, json_option, verb
 from eroseal.cli.trust import Trust, trust_options
-from eroseal.errors import ErosealError, FormatError, IntegrityError, NotFoundError, UsageError, VerificationError
+from eroseal.errors import (
+    ErosealError,
+    FormatError,
+    IntegrityError,
+    NotFoundError,
+    UnsupportedError,
+    UsageError,
+    VerificationError,
+)
 
 if TYPE_CHECKING:
     from eroseal.report.digest import BlobVerdict
@@ -78,7 +86,7 @@ class _Run:
             work()
         except (VerificationError, FormatError) as error:
             self._errors.append(error)
-        except NotFoundError as error:
+        except (NotFoundError, UnsupportedError) as error:
             if not self._opened:  # there is nothing that a verdict could be about
                 raise
             self._errors.append(error)
@@ -114,10 +122,8 @@ class _Run:
             if not self._errors:
                 self._structure(opened)
                 by = f"trusted by {_grounds(image)}" if isinstance(image, VerifiedImage) else "whole, but unverified"
-                blobs = len(self._verdicts)
-                self._summary = (
-                    f"ok: {image.digest}, {by}; {blobs} blob{'' if blobs == 1 else 's'}, {size_text(self._bytes)}"
-                )
+                blobs = output.counted(len(self._verdicts), "blob")
+                self._summary = f"ok: {image.digest}, {by}; {blobs}, {size_text(self._bytes)}"
 
     def lone_blob(self, path: Path, trust: Trust) -> None:
         """One blob, under a digest."""
@@ -185,7 +191,7 @@ class _Run:
             if len(bad) > _SHOWN:
                 output.result(f"bad: {blob.digest} and {len(bad) - _SHOWN} more blocks")
         first = min(bad, key=lambda block: block.offset)
-        count = f"{len(bad)} bad block{'' if len(bad) == 1 else 's'}"
+        count = output.counted(len(bad), "bad block")
         self._errors.append(IntegrityError(f"{count}, the first one here", step=5, blob=blob.name, offset=first.offset))
 
     def _judge(self, digest: str, *, ok: bool, bad: Sequence[tuple[int, int, int]] = ()) -> None:
@@ -206,7 +212,7 @@ class _Run:
             warnings(text)
         warnings.finish(found.warnings_total)
         if found.compressed:
-            output.warn(f"{found.compressed} files are compressed: where their data lies was not checked")
+            output.warn(f"{output.counted(found.compressed, 'compressed file')}: where their data lies was not checked")
 
 
 def _grounds(image: object) -> str:

@@ -97,3 +97,21 @@ def test_full_disk(need_root: None, foreign: Path, people: People) -> None:
         outcome = eroseal("seal", "bare.erofs", "-o", "out.erofs", *people.pair("good"), cwd=small, code=1)
         assert files_below(small) == ["bare.erofs"]
         assert outcome.out == b""
+
+
+def test_compressed_images_are_sealed_but_not_read(
+    run: Run, place: Path, samples: Samples, require_peer: Callable[[str], str]
+) -> None:
+    (place / "text").mkdir()
+    (place / "text/long").write_text("all work and no play makes jack a dull boy\n" * 10_000)
+    mkfs = require_peer("mkfs.erofs")
+    subprocess.run([mkfs, "-zlz4", "packed.erofs", "text"], cwd=place, check=True, capture_output=True)
+    outcome = run("seal", "packed.erofs")
+    assert "warning: 1 compressed file: where the data lies was not checked" in outcome.err
+    trust = ("--digest", outcome.last)
+    assert "1 compressed file" in run("verify", "packed.erofs", *trust).err
+    assert run("ls", "packed.erofs", *trust).text == "long\n"
+    before = files_below(place)
+    for arguments in (("cat", "packed.erofs", "long"), ("unpack", "packed.erofs", "out")):
+        assert "compressed" in run(*arguments, *trust, code=1).error
+    assert files_below(place) == before

@@ -80,7 +80,7 @@ def command(
         warnings(text)
     warnings.finish()
     if done.compressed:
-        output.warn(f"{output.counted(done.compressed, 'compressed file')}: where their data lies was not checked")
+        output.warn(f"{output.counted(done.compressed, 'compressed file')}: where the data lies was not checked")
     if done.rewritten:
         output.note(f"{output.counted(done.rewritten, 'device slot')} rewritten")
     if signers:

@@ -212,7 +212,7 @@ class _Run:
             warnings(text)
         warnings.finish(found.warnings_total)
         if found.compressed:
-            output.warn(f"{output.counted(found.compressed, 'compressed file')}: where their data lies was not checked")
+            output.warn(f"{output.counted(found.compressed, 'compressed file')}: where the data lies was not checked")
 
 
 def _grounds(image: object) -> str:

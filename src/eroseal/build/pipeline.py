@@ -218,7 +218,7 @@ class Ingest:
         self,
         inode: Inode,
         ids: list[bytes | None],
-        alternative: tuple[bool, bytes] | None,
+        alternative: tuple[bool, bytes | None] | None,
         first: int,
         writes: list[Write],
     ) -> None:

@@ -32,7 +32,7 @@ Record = tuple[
     tuple[tuple[bytes, bytes], ...] | None,
     int,
     list[bytes | None] | None,
-    tuple[bool, bytes] | None,
+    tuple[bool, bytes | None] | None,
 ]
 """mode, uid, gid, mtime in ns, size, (st_dev, st_ino, st_nlink) of a file with several names or that is large,
 xattrs, first block in the arena (-1: no blocks here; LARGE_FILE: to be read in segments), chunk hashes (None for a

@@ -219,7 +219,9 @@ class Worker:
             records[small.record] = (small.owner[0], len(small.data), small.offset)
         return self._keep(arena), (records, placer.end // BLOCK)
 
-    def _chunks(self, arena: _Arena, first: int, size: int) -> tuple[list[bytes | None], tuple[bool, bytes] | None]:
+    def _chunks(
+        self, arena: _Arena, first: int, size: int
+    ) -> tuple[list[bytes | None], tuple[bool, bytes | None] | None]:
         """Hash a file that lies in the arena from `first` on; collects its tail and moves `arena.used`."""
         tail = size % BLOCK
         end = first + size
@@ -243,7 +245,7 @@ class Worker:
             arena.tails.append(bytes(arena.view[first + whole : end]))
             if several:
                 last = whole // self._chunk * self._chunk // BLOCK * width
-                alternative = (whole % self._chunk == 0, self._ids(leaves[last:])[0] or b"")
+                alternative = (whole % self._chunk == 0, self._ids(leaves[last:])[0])
         return ids, alternative
 
     def segment(self, task: SegmentTask) -> tuple[int, list[bytes | None]]:

@@ -43,15 +43,28 @@ def repeating(*pieces: Piece) -> Node:
 @given(tree=trees, how=shared_layouts)
 @example(tree=repeating(("zeros", 0, 1)), how=replace(PLAIN, chunk_size=BLOCK))
 @example(tree=repeating(("noise", 0, 1)), how=replace(PLAIN, chunk_size=BLOCK))
-def test_an_unchanged_tree_stores_nothing_and_gives_the_same_image(tree: Node, how: BuildOptions) -> None:
+@example(  # the first build needs chunk indexes for "b"; the second finds its chunks side by side
+    tree=Node(
+        "directory",
+        0o755,
+        children=(
+            (b"a", Node("file", pieces=(("noise", 2, BLOCK),))),
+            (b"b", Node("file", pieces=(("noise", 2, 2 * BLOCK), ("noise", 0, 1)))),
+        ),
+    ),
+    how=replace(PLAIN, chunk_size=BLOCK),
+)
+def test_an_unchanged_tree_stores_nothing(tree: Node, how: BuildOptions) -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         source = make(tree, place / "source")
         base = build_image(source, place / "store", how)
         again = on_base(base, source, how)
         assert again.result.bytes_new == 0
-        assert again.result.image == base.result.image
-        assert again.paths == base.paths
+        assert set(again.data) <= set(base.data)
+        assert_reads_as(again, source)
+        third = on_base(again, source, how, name="third")
+        assert third.result.image == again.result.image
 
 
 def change(tree: Node, path: tuple[int, ...], new: Node) -> Node:
@@ -101,7 +114,6 @@ def test_only_what_changed_is_stored(tree: Node, how: BuildOptions, path: tuple[
             changed, place / "store", how, name="third", bases=(str(built.reference), str(base.reference))
         )
         assert third.result.bytes_new == 0
-        assert third.result.image == built.result.image
 
 
 @settings(max_examples=30)

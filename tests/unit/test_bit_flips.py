@@ -121,7 +121,7 @@ def flips_that_pass(image: MemoryImage, blob: int, offsets: range, *, stride: in
         image: the honest image.
         blob: 0 for the meta blob, then the data blobs.
         offsets: bytes to flip bits of.
-        stride: 1 for all bits; 8 for one bit of each byte, a different one each time.
+        stride: 1 for all bits; 24 for one bit of each third byte, a different one each time.
     """
     meta, data = image.sources()
     target = meta if blob == 0 else data[image.digests[blob - 1]]
@@ -177,12 +177,10 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("params", "layout"), VARIANTS, ids=["sha512", "sha256-salt-files", "sha512-salt-single"])
-def test_a_flipped_bit_of_every_byte_of_other_kinds_is_refused(
-    tmp_path: Path, params: TreeParams, layout: BlobLayout
-) -> None:
+def test_sampled_bits_of_other_kinds_are_refused(tmp_path: Path, params: TreeParams, layout: BlobLayout) -> None:
     _, image = build_image(tmp_path, FILES, inline_max=1000, params=params, blobs=layout)
     for blob, data in enumerate((image.meta, *image.data)):
-        assert flips_that_pass(image, blob, range(len(data)), stride=8) == []
+        assert flips_that_pass(image, blob, range(len(data)), stride=24) == []
 
 
 # --- with checksums that fit ---

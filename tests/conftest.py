@@ -137,9 +137,7 @@ def _kernel_erofs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str 
         if not known:
             mkfs = _find_peer("mkfs.erofs")
             place = tmp_path_factory.mktemp("kernel-erofs")
-            known.append(
-                _erofs_obstacle(str(mkfs), place) if mkfs else "mkfs.erofs is missing, to try it with"
-            )
+            known.append(_erofs_obstacle(str(mkfs), place) if mkfs else "mkfs.erofs is missing, to try it with")
         return known[0]
 
     return obstacle
@@ -167,10 +165,7 @@ def _children() -> dict[int, bytes]:
 
 def _command_line(pid: int) -> bytes:
     with contextlib.suppress(OSError):
-        return (
-            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").strip()
-            or b"(ended, not waited for)"
-        )
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").strip() or b"(ended, not waited for)"
     return b"(gone)"
 
 

@@ -85,9 +85,7 @@ class VerificationError(ErosealError):
 
     exit_code = 3
 
-    def __init__(
-        self, what: str, *, step: int, where: str | None = None, hint: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, step: int, where: str | None = None, hint: str | None = None) -> None:
         super().__init__(what, where=where, hint=hint)
         self.step = step
 

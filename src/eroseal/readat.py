@@ -73,9 +73,7 @@ class FileAt:
             while len(data) < length:
                 more = os.pread(self._fd, length - len(data), offset + len(data))
                 if not more:
-                    raise FormatError(
-                        f"file ended at byte {offset + len(data)} while it was read", where=self.name
-                    )
+                    raise FormatError(f"file ended at byte {offset + len(data)} while it was read", where=self.name)
                 data += more
         except OSError as error:
             raise FormatError(
@@ -91,15 +89,11 @@ class FileAt:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
 
 def check_range(name: str, size: int, offset: int, length: int) -> None:
     """Refuse a read that is not inside `size` bytes."""
     if offset < 0 or length < 0 or offset + length > size:
-        raise FormatError(
-            f"truncated: {length} bytes wanted at byte {offset}, but it ends at byte {size}", where=name
-        )
+        raise FormatError(f"truncated: {length} bytes wanted at byte {offset}, but it ends at byte {size}", where=name)

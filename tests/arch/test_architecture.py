@@ -60,9 +60,7 @@ THIRD_PARTY: dict[str, frozenset[str]] = {
 
 # Rules do no I/O: formats are bytes to values, and the verifier is handed its clock and its readers.
 NO_IO: dict[str, frozenset[str]] = {
-    "format": frozenset(
-        {"io", "os", "pathlib", "random", "secrets", "socket", "subprocess", "tempfile", "time"}
-    ),
+    "format": frozenset({"io", "os", "pathlib", "random", "secrets", "socket", "subprocess", "tempfile", "time"}),
     "trust": frozenset({"random", "secrets", "socket", "subprocess", "tempfile", "time"}),
 }
 
@@ -137,9 +135,7 @@ def _targets(module: Module, node: ast.AST) -> list[str]:
         case ast.ImportFrom(names=names):
             base = _absolute(module, node)
             # "from package import module" imports that module, "from module import name" only the first one.
-            return sorted(
-                {full if (full := f"{base}.{alias.name}") in modules() else base for alias in names}
-            )
+            return sorted({full if (full := f"{base}.{alias.name}") in modules() else base for alias in names})
         case ast.Call(args=[ast.Constant(value=str(name)), *_]) if called(node) in (
             "import_module",
             "__import__",
@@ -180,12 +176,7 @@ def tracked_files() -> list[Path]:
         names = [name.decode() for name in result.stdout.split(b"\0") if name]
         return [path for name in names if (path := ROOT / name).is_file()]
     places = [ROOT / name for name in ("src", "tests", "docs", "scripts", "benchmarks")]
-    return [
-        path
-        for place in places
-        for path in place.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    ]
+    return [path for place in places for path in place.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
 
 
 def test_every_unit_has_a_floor() -> None:
@@ -254,9 +245,7 @@ def test_rules_do_no_io() -> None:
             if imported.target.partition(".")[0] in barred
         ]
         if module.unit == "format":
-            wrong += [
-                f"{module.at(node.lineno)} opens a file" for node in calls(module) if called(node) == "open"
-            ]
+            wrong += [f"{module.at(node.lineno)} opens a file" for node in calls(module) if called(node) == "open"]
     assert not wrong, "\n".join(wrong)
 
 
@@ -282,11 +271,7 @@ def test_only_the_command_line_reads_the_environment() -> None:
         if module.unit not in ("cli", "__main__")
         for node in ast.walk(module.tree)
         if (isinstance(node, ast.Attribute) and node.attr in names)
-        or (
-            isinstance(node, ast.ImportFrom)
-            and node.module == "os"
-            and names & {alias.name for alias in node.names}
-        )
+        or (isinstance(node, ast.ImportFrom) and node.module == "os" and names & {alias.name for alias in node.names})
     ]
     assert not wrong
 
@@ -358,12 +343,8 @@ def test_packages_list_what_they_export() -> None:
         }
         public = {name for name in bound if not name.startswith("_")}
         listed = getattr(imported, "__all__", [])
-        wrong += [
-            f"{module.name}.{name} is listed, but missing" for name in listed if not hasattr(imported, name)
-        ]
-        wrong += [
-            f"{module.name}.{name} is imported, but not listed" for name in sorted(public - set(listed))
-        ]
+        wrong += [f"{module.name}.{name} is listed, but missing" for name in listed if not hasattr(imported, name)]
+        wrong += [f"{module.name}.{name} is imported, but not listed" for name in sorted(public - set(listed))]
     assert not wrong, "\n".join(wrong)
 
 
@@ -405,8 +386,7 @@ def test_every_test_asserts() -> None:
 def _asserts(function: ast.FunctionDef) -> bool:
     helpers = re.compile(r"^(raises|fail)$|assert|check|expect|refuse|same|verif")
     return any(
-        isinstance(node, ast.Assert)
-        or (isinstance(node, ast.Call) and helpers.search(called(node)) is not None)
+        isinstance(node, ast.Assert) or (isinstance(node, ast.Call) and helpers.search(called(node)) is not None)
         for node in ast.walk(function)
     )
 
@@ -427,7 +407,5 @@ def test_files_name_no_machine() -> None:
 def test_locks_pin_hashes_and_no_address(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     assert "://" not in text
-    requirements = re.findall(
-        r"^[a-z0-9][^ ]*==[^ ]+(?: ;[^\\]*)? \\\n    --hash=sha256:", text, re.MULTILINE
-    )
+    requirements = re.findall(r"^[a-z0-9][^ ]*==[^ ]+(?: ;[^\\]*)? \\\n    --hash=sha256:", text, re.MULTILINE)
     assert len(requirements) == len(re.findall(r"^[a-z0-9]", text, re.MULTILINE)) > 0

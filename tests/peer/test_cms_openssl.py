@@ -201,9 +201,7 @@ def test_our_bare_signature(openssl: OpenSsl, kind: str, hash_name: str) -> None
 
 @pytest.mark.parametrize("algorithm", list(HashAlgorithm))
 @pytest.mark.parametrize("kind", SIGNERS)
-def test_fsverity_sign(
-    require_peer: Callable[[str], str], tmp_path: Path, algorithm: HashAlgorithm, kind: str
-) -> None:
+def test_fsverity_sign(require_peer: Callable[[str], str], tmp_path: Path, algorithm: HashAlgorithm, kind: str) -> None:
     fsverity = require_peer("fsverity")
     by = SIGNERS[kind]
     key, pem = by.write(tmp_path, "signer")
@@ -288,9 +286,7 @@ def test_path_length_and_not_a_ca(openssl: OpenSsl) -> None:
     assert not verdict(openssl, openssl.sign(signer(SIGNERS["p256"])), ROOT, NOW)
 
 
-@pytest.mark.parametrize(
-    ("extension", "message"), [(usage("key_encipherment"), "key usage"), (SERVER, "code signing")]
-)
+@pytest.mark.parametrize(("extension", "message"), [(usage("key_encipherment"), "key usage"), (SERVER, "code signing")])
 def test_wrong_key_usage(openssl: OpenSsl, extension: object, message: str) -> None:
     by = signer(INTERMEDIATE, extensions=[(extension, True)])
     der = openssl.sign(by)
@@ -314,9 +310,7 @@ def test_wrong_key_usage(openssl: OpenSsl, extension: object, message: str) -> N
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_forms_that_are_refused(
-    openssl: OpenSsl, options: list[str], error: type[ErosealError], message: str
-) -> None:
+def test_forms_that_are_refused(openssl: OpenSsl, options: list[str], error: type[ErosealError], message: str) -> None:
     der = openssl.sign(SIGNERS["rsa"], *options)
     with pytest.raises(error, match=message):
         parse_cms(der)

@@ -227,9 +227,7 @@ def zero_check(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("zero_check")
-@pytest.mark.parametrize(
-    "length", [0, 1, 63, 64, 65, 127, 128, 4095, 4096, 4097, 65535, 65536, 65537, 200000]
-)
+@pytest.mark.parametrize("length", [0, 1, 63, 64, 65, 127, 128, 4095, 4096, 4097, 65535, 65536, 65537, 200000])
 def test_is_zero(length: int) -> None:
     data = bytearray(length)
     assert is_zero(data)

@@ -75,9 +75,7 @@ def cms_entry(by: Identity = SIGNER, what: Statement | None = None, **options: o
 
 def ed_entry(key: Ed25519PrivateKey = ED_KEY, what: Statement | None = None) -> RecordEntry:
     text = (what or statement()).encode()
-    value = ImageSignature(
-        SignatureKind.ED25519, text, ed25519.sign(key, text), ed25519.key_id(key.public_key())
-    )
+    value = ImageSignature(SignatureKind.ED25519, text, ed25519.sign(key, text), ed25519.key_id(key.public_key()))
     return RecordEntry(record.IMAGE_SIGNATURE, value.encode())
 
 
@@ -171,9 +169,7 @@ def test_a_signature_by_another_key_is_refused() -> None:
     assert "not an accepted" in refused(pinning(ALONE), cms_entry())
     # The key id of the accepted key over a signature by another one.
     text = statement().encode()
-    forged = ImageSignature(
-        SignatureKind.ED25519, text, ed25519.sign(stranger, text), ed25519.key_id(ED_PUBLIC)
-    )
+    forged = ImageSignature(SignatureKind.ED25519, text, ed25519.sign(stranger, text), ed25519.key_id(ED_PUBLIC))
     entry = RecordEntry(record.IMAGE_SIGNATURE, forged.encode())
     assert "does not match" in refused(policy(ed25519_keys=(ED_PUBLIC,)), entry)
     # The accepted certificate beside a signature by another key.
@@ -293,9 +289,7 @@ def test_key_usage(rules: Callable[[Identity], Policy]) -> None:
         lambda: intermediate_ca(ROOT, extensions=[(usage("digital_signature"), True)]),
         lambda: intermediate_ca(ROOT, extensions=[(SERVER, False)]),
         lambda: intermediate_ca(ROOT, extensions=[STRANGE]),
-        lambda: intermediate_ca(
-            ROOT, extensions=[(x509.NameConstraints([x509.DNSName("example.org")], None), True)]
-        ),
+        lambda: intermediate_ca(ROOT, extensions=[(x509.NameConstraints([x509.DNSName("example.org")], None), True)]),
         lambda: intermediate_ca(intermediate_ca(ROOT, "limited", path_length=0)),
     ],
     ids=["no constraints", "not a CA", "usage", "purpose", "critical", "names", "path length"],
@@ -407,8 +401,7 @@ def test_senseless_policies(options: dict[str, object]) -> None:
 # Malformed CMS
 
 GOOD_CMS = [
-    sign_statement(statement().encode(), item.key, item.certificate, chain=item.chain)
-    for item in (SIGNER, RSA)
+    sign_statement(statement().encode(), item.key, item.certificate, chain=item.chain) for item in (SIGNER, RSA)
 ]
 
 
@@ -453,13 +446,9 @@ def test_flipped_bits_outside_the_certificates_never_verify() -> None:
             continue
         passed.append(at)
     # Certificates are not covered by the signature itself: they are judged by pin or path afterwards.
-    certificates = [
-        good.index(item.public_bytes(Encoding.DER)) for item in (SIGNER.certificate, *SIGNER.chain)
-    ]
+    certificates = [good.index(item.public_bytes(Encoding.DER)) for item in (SIGNER.certificate, *SIGNER.chain)]
     sizes = [len(item.public_bytes(Encoding.DER)) for item in (SIGNER.certificate, *SIGNER.chain)]
-    inside = {
-        at for start, size in zip(certificates, sizes, strict=True) for at in range(start, start + size)
-    }
+    inside = {at for start, size in zip(certificates, sizes, strict=True) for at in range(start, start + size)}
     assert set(passed) <= inside
 
 

@@ -33,11 +33,7 @@ def test_the_encoding_is_the_documented_one() -> None:
     text = b"fsverity-sha256-12:" + bytes(range(32)).hex().encode()
     assert Statement(SHA256, "web", 3, 1_700_000_000).encode() == (
         b"eroseal-image-v1\0"
-        b"\x53\x00"
-        + text
-        + b"\x03\x00web"
-        + (3).to_bytes(8, "little")
-        + (1_700_000_000).to_bytes(8, "little")
+        b"\x53\x00" + text + b"\x03\x00web" + (3).to_bytes(8, "little") + (1_700_000_000).to_bytes(8, "little")
     )
 
 

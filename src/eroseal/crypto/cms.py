@@ -194,9 +194,7 @@ def parse_cms(der: bytes) -> CmsSignature:
     info = _check_shape(outer)
     digest = _hash_of(info.digest_algorithm.algorithm)
     return CmsSignature(
-        certificates=tuple(
-            parse_certificate(asn1.encode_der(item)) for item in outer.content.certificates or ()
-        ),
+        certificates=tuple(parse_certificate(asn1.encode_der(item)) for item in outer.content.certificates or ()),
         digest=digest,
         signature=info.signature,
         signed_attributes=None if info.signed is None else asn1.encode_der(info.signed),
@@ -205,9 +203,7 @@ def parse_cms(der: bytes) -> CmsSignature:
     )
 
 
-def verify_cms(
-    signature: CmsSignature, content: bytes, *, extra: Sequence[x509.Certificate] = ()
-) -> VerifiedSigner:
+def verify_cms(signature: CmsSignature, content: bytes, *, extra: Sequence[x509.Certificate] = ()) -> VerifiedSigner:
     """Check that a signature is over `content`, by the certificate that its signer identifier names.
 
     Args:
@@ -266,9 +262,7 @@ def sign_statement(
     return _sign(builder, [options.DetachedSignature, options.Binary, options.NoCapabilities])
 
 
-def sign_bare(
-    content: bytes, key: CmsKey, certificate: x509.Certificate, *, hash_name: HashName = "sha256"
-) -> bytes:
+def sign_bare(content: bytes, key: CmsKey, certificate: x509.Certificate, *, hash_name: HashName = "sha256") -> bytes:
     """Sign without attributes and certificates: what the kernel's fs-verity and dm-verity checks take.
 
     Byte-identical to `fsverity sign` for an RSA key, whose signatures are deterministic.

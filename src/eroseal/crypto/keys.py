@@ -128,9 +128,7 @@ def check_pair(key: PrivateKey, certificate: x509.Certificate, *, where: str) ->
     Raises:
         KeyMaterialError: they do not match.
     """
-    if _public_bytes(key) != certificate.public_key().public_bytes(
-        Encoding.DER, PublicFormat.SubjectPublicKeyInfo
-    ):
+    if _public_bytes(key) != certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo):
         raise KeyMaterialError("the private key does not match this certificate", where=where)
 
 

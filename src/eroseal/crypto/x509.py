@@ -154,9 +154,7 @@ def validate_path(
     try:
         return tuple(builder.build_client_verifier().verify(signer, list(intermediates)).chain)
     except Exception as error:  # it promises VerificationError; hostile input must not depend on that
-        raise AuthenticityError(
-            f"no valid path to an accepted CA: {_path_reason(error)}", where=where
-        ) from error
+        raise AuthenticityError(f"no valid path to an accepted CA: {_path_reason(error)}", where=where) from error
 
 
 def _check_signer(certificate: x509.Certificate, time: int) -> None:

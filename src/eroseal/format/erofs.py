@@ -145,9 +145,9 @@ class Superblock:
         fields = _SUPER.unpack_from(data)
         if fields[0] != SUPER_MAGIC:
             raise FormatError("no EROFS superblock at byte 1024: wrong magic")
-        (_, checksum, compat, blkszbits, extslots, rb, inos, epoch, fixed_nsec, blocks_lo, meta, xattr, uuid) = (
-            fields[:13]
-        )
+        (_, checksum, compat, blkszbits, extslots, rb, inos, epoch, fixed_nsec, blocks_lo, meta, xattr, uuid) = fields[
+            :13
+        ]
         (volume, incompat, compression, extra, slotoff, dirblkbits, prefix_count, prefix_start) = fields[13:21]
         (packed_nid, filter_reserved, ishare, build_time, rootnid_8b) = fields[21:]
         if extslots > MAX_SB_EXTSLOTS:

@@ -42,9 +42,7 @@ class MetaSpace:
             FormatError: the range is not inside the space.
         """
         if offset < 0 or length < 0 or offset + length > self.size:
-            raise FormatError(
-                f"{length} bytes wanted at byte {offset}, but {self.name} has {self.size} bytes"
-            )
+            raise FormatError(f"{length} bytes wanted at byte {offset}, but {self.name} has {self.size} bytes")
         index, inside = divmod(offset, WINDOW)
         if inside + length > WINDOW:
             return self._join(offset, length), 0

@@ -61,6 +61,5 @@ def read_devices(meta: MetaSpace, superblock: Superblock) -> tuple[DeviceSlot, .
     table = meta.read(start, size)
     wide = bool(superblock.feature_incompat & INCOMPAT_48BIT)
     return tuple(
-        DeviceSlot.parse(table[at : at + DEVICE_SLOT_SIZE], wide=wide)
-        for at in range(0, size, DEVICE_SLOT_SIZE)
+        DeviceSlot.parse(table[at : at + DEVICE_SLOT_SIZE], wide=wide) for at in range(0, size, DEVICE_SLOT_SIZE)
     )

@@ -87,9 +87,7 @@ class Policy:
     def __post_init__(self) -> None:
         moment(self.time)
         if not self.digests and not self._accepts_signers:
-            raise UsageError(
-                "no source of trust", hint="give a digest, a certificate, a CA or an Ed25519 key"
-            )
+            raise UsageError("no source of trust", hint="give a digest, a certificate, a CA or an Ed25519 key")
         if self.wants_statement and not self._accepts_signers:
             raise UsageError(
                 "a required name or version needs a signer", hint="give a certificate, a CA or an Ed25519 key"

@@ -107,9 +107,7 @@ def parse_policy_file(data: bytes, *, directory: Path, where: str = "policy file
     tables = document.get("image")
     if set(document) != {"image"} or not isinstance(tables, dict):
         raise UsageError('a policy file holds tables [image."PATTERN"] and nothing else', where=where)
-    return PolicyFile(
-        where, tuple(_rule(pattern, table, directory, where) for pattern, table in tables.items())
-    )
+    return PolicyFile(where, tuple(_rule(pattern, table, directory, where) for pattern, table in tables.items()))
 
 
 def _rule(pattern: str, table: object, directory: Path, where: str) -> PolicyRule:
@@ -118,9 +116,7 @@ def _rule(pattern: str, table: object, directory: Path, where: str) -> PolicyRul
         raise UsageError("not a table", where=where)
     unknown = sorted(set(table) - _KEYS)
     if unknown:
-        raise UsageError(
-            f"unknown key {unknown[0]!r}", where=where, hint=f"known are {', '.join(sorted(_KEYS))}"
-        )
+        raise UsageError(f"unknown key {unknown[0]!r}", where=where, hint=f"known are {', '.join(sorted(_KEYS))}")
     at = _integer(table, "at", where)
     try:
         policy = Policy(
@@ -130,9 +126,7 @@ def _rule(pattern: str, table: object, directory: Path, where: str) -> PolicyRul
             ca_certificates=tuple(
                 item for p in _strings(table, "ca", where) for item in load_certificates(directory / p)
             ),
-            ed25519_keys=tuple(
-                load_ed25519_public_key(directory / p) for p in _strings(table, "ed25519", where)
-            ),
+            ed25519_keys=tuple(load_ed25519_public_key(directory / p) for p in _strings(table, "ed25519", where)),
             name=_string(table, "name", where),
             min_version=_integer(table, "min-version", where),
             accept=frozenset(RolelessForm.from_name(text) for text in _strings(table, "accept", where)),

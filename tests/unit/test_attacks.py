@@ -35,7 +35,7 @@ from eroseal.build.options import BlobLayout
 from eroseal.crypto import ed25519
 from eroseal.crypto.blocks import BlockHasher
 from eroseal.crypto.cms import sign_bare, sign_statement
-from eroseal.errors import AuthenticityError, ErosealError, FormatError, IntegrityError, UsageError, VerificationError
+from eroseal.errors import AuthenticityError, FormatError, IntegrityError, UsageError, VerificationError
 from eroseal.format import record
 from eroseal.format.chunkmap import encode_chunk_map
 from eroseal.format.digest import BLOCK, Digest, HashAlgorithm, TreeParams
@@ -884,7 +884,7 @@ def test_a_chunk_map_that_lies_finds_nothing_wrong(tmp_path: Path, lie: str) -> 
     ],
     ids=["empty", "endless", "cut", "no blocks", "too many", "split run"],
 )
-def test_a_broken_chunk_map_in_a_base_is_refused_or_finds_nothing(tmp_path: Path, chunk_map: bytes) -> None:
+def test_a_broken_chunk_map_in_a_base_finds_nothing_wrong(tmp_path: Path, chunk_map: bytes) -> None:
     shared = noise(8)
     base, image = build_image(tmp_path / "base", {"shared": shared})
     blob = image.data[0]
@@ -895,13 +895,8 @@ def test_a_broken_chunk_map_in_a_base_is_refused_or_finds_nothing(tmp_path: Path
     path.write_bytes(blob[: shape.record_offset] + seal_record(entries, descriptor))
     meta, data = load_image(base).sources()
     verify_whole(meta, data, image.pinned)  # as an image it is intact
-    try:
-        _, built = build_image(tmp_path / "new", {"shared": shared}, bases=(base,))
-    except ErosealError as error:
-        assert error.exit_code == 3
-        assert not list((tmp_path / "new").glob("store/images/*"))
-    else:
-        assert contents(verify_whole(*built.sources(), built.pinned)) == {"shared": shared}
+    _, built = build_image(tmp_path / "new", {"shared": shared}, bases=(base,))
+    assert contents(verify_whole(*built.sources(), built.pinned)) == {"shared": shared}
 
 
 def test_a_base_with_another_salt_takes_no_part(tmp_path: Path) -> None:

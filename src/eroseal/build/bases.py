@@ -78,8 +78,10 @@ def load_bases(
             blobs[blob.digest] = BaseBlob(
                 number, blob.digest, device.size, blob.seal.sealed_size, blob.descriptor.root_hash, stored
             )
-            for blocks, digest, block in chunk_ids(blob, hasher):
-                index.add(blocks, digest, number << DEVICE_SHIFT | block)
+            # A broken map is worth what it listed so far: it is a hint, and every id comes from verified hashes.
+            with contextlib.suppress(FormatError):
+                for blocks, digest, block in chunk_ids(blob, hasher):
+                    index.add(blocks, digest, number << DEVICE_SHIFT | block)
     return list(blobs.values())
 
 

@@ -1,22 +1,13 @@
-"""The parent's end of worker processes.
-
-Workers are started as fresh interpreters (not forked: the calling program may have threads) and end when their pipe
-does, so that a killed parent leaves none behind.
-"""
+"""Handing tasks to workers and collecting what they found, whether they are processes or not."""
 
 from __future__ import annotations
 
-import contextlib
 import selectors
-import signal
-import subprocess
-import sys
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import astuple
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, Final, Protocol
 
-from eroseal.build.messages import marked, receive, send
+from eroseal.build.messages import marked
+from eroseal.build.process import WorkerProcess, start_worker
 from eroseal.build.wire import FileTask, ScanError, SegmentTask, WorkerConfig, Write
 from eroseal.build.worker import Worker
 from eroseal.errors import ErosealError
@@ -105,14 +96,14 @@ class ProcessPool:
 
     def __init__(self, config: WorkerConfig, jobs: int) -> None:
         self._selector = selectors.DefaultSelector()
-        self._workers: list[_Process] = []
-        self._owner: dict[int, _Process] = {}
+        self._workers: list[WorkerProcess] = []
+        self._owner: dict[int, WorkerProcess] = {}
         self._parts: dict[int, deque[Result]] = {}
         try:
             for _ in range(jobs):
-                worker = _Process(config)
+                worker = start_worker(config, self._workers)
                 self._workers.append(worker)
-                self._selector.register(worker.output, selectors.EVENT_READ, worker)
+                self._selector.register(worker.output_fd, selectors.EVENT_READ, worker)
         except BaseException:
             self.stop()
             raise
@@ -157,7 +148,7 @@ class ProcessPool:
         self._workers.clear()
         self._selector.close()
 
-    def _receive(self, worker: _Process) -> None:
+    def _receive(self, worker: WorkerProcess) -> None:
         message = worker.receive()
         if message[0] != "P":
             raise _error(message)
@@ -170,49 +161,3 @@ def _error(message: tuple[Any, ...]) -> Exception:
         what, path, number, output = message[1]
         return ScanError(what, path, number, output=output)
     return ErosealError(f"a worker process failed: {message[1]}", hint="--jobs 1 works without processes")
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Start a process with SIGINT blocked: an interpreter that is still starting would answer it with a traceback."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class _Process:
-    """The parent's end of one worker process."""
-
-    def __init__(self, config: WorkerConfig) -> None:
-        code = "import sys; sys.path[:] = {!r}; from eroseal.build.serve import worker_main; worker_main({!r})"
-        with _undisturbed():
-            self._process = subprocess.Popen(
-                [sys.executable, "-S", "-E", "-c", code.format(sys.path, astuple(config))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                bufsize=0,
-                pass_fds=(config.data_fd, config.leaves_fd, config.tails_fd, config.packed_fd),
-            )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self.input: BinaryIO = self._process.stdin  # type: ignore[assignment]
-        self.output: BinaryIO = self._process.stdout  # type: ignore[assignment]
-        self.tasks: set[int] = set()
-
-    def send(self, message: tuple[Any, ...]) -> None:
-        with contextlib.suppress(BrokenPipeError):  # what went wrong is in the worker's last message
-            send(self.input.fileno(), message)
-
-    def receive(self) -> tuple[Any, ...]:
-        message: tuple[Any, ...] | None = receive(self.output.fileno())
-        if message is None:
-            return "X", f"it ended with status {self._process.wait()}"
-        return message
-
-    def kill(self) -> None:
-        self.input.close()
-        self.output.close()
-        self._process.kill()
-        self._process.wait()

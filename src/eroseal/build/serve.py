@@ -1,4 +1,4 @@
-"""A worker process: tasks from standard input, results on standard output.
+"""A worker process: tasks come in through one pipe, results go out through another.
 
 What is imported here is imported by every worker, so it is kept to what reading and hashing need.
 """
@@ -21,26 +21,36 @@ _ARENAS: Final = 3
 """Arenas of a worker that may wait for the parent's decision."""
 
 
-def worker_main(config: tuple[Any, ...]) -> None:
-    """Entry point of a worker process: messages on standard input, results on standard output."""
+def worker_main(config: tuple[Any, ...], task_fd: int, result_fd: int) -> None:
+    """Entry point of a worker process.
+
+    Args:
+        config: fields of a `WorkerConfig`.
+        task_fd: where messages come from.
+        result_fd: where results go.
+    """
     gc.disable()  # no cycles are made here, and the collector would walk every record
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     inbox: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()
     # Messages are taken off the pipe at once: the parent must never block on one while this end blocks on a result.
-    threading.Thread(target=_pump, args=(inbox,), daemon=True).start()
-    try:
-        _Server(Worker(WorkerConfig(*config)), inbox).run()
-    except ScanError as error:
-        send(1, ("E", (error.what, error.path, error.number, error.output)))
-    except Exception as error:  # the parent reports it: a traceback on a user's terminal helps nobody
-        send(1, ("X", f"{type(error).__name__}: {error}"))
+    threading.Thread(target=_pump, args=(task_fd, inbox), daemon=True).start()
+    with contextlib.suppress(BrokenPipeError):  # the parent is gone
+        try:
+            _Server(Worker(WorkerConfig(*config)), inbox, result_fd).run()
+        except ScanError as error:
+            send(result_fd, ("E", (error.what, error.path, error.number, error.output)))
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # the parent reports it: a traceback on a user's terminal helps nobody
+            send(result_fd, ("X", f"{type(error).__name__}: {error}"))
 
 
 class _Server:
     """A worker's loop: tasks in the order they came, but writes first, since they free arenas."""
 
-    def __init__(self, worker: Worker, inbox: queue.SimpleQueue[tuple[Any, ...] | None]) -> None:
+    def __init__(self, worker: Worker, inbox: queue.SimpleQueue[tuple[Any, ...] | None], result_fd: int) -> None:
         self._worker = worker
+        self._result_fd = result_fd
         self._inbox = inbox
         self._tasks: deque[tuple[Any, ...] | None] = deque()
         self._unsettled = 0
@@ -59,11 +69,11 @@ class _Server:
             elif kind == "S":
                 self._answer(number, True, *self._worker.segment(body))
             else:
-                send(1, ("Q",))
+                send(self._result_fd, ("Q",))
                 return
 
     def _answer(self, task: int, last: bool, arena: int, content: Any) -> None:
-        send(1, ("P", (task, last, arena, content)))
+        send(self._result_fd, ("P", (task, last, arena, content)))
         self._unsettled += 1
         while self._unsettled > _ARENAS:
             self._take()
@@ -79,8 +89,8 @@ class _Server:
                 self._unsettled = 0  # the parent is gone: end instead of waiting for it
 
 
-def _pump(inbox: queue.SimpleQueue[Any]) -> None:
+def _pump(task_fd: int, inbox: queue.SimpleQueue[Any]) -> None:
     with contextlib.suppress(OSError):
-        while (message := receive(0)) is not None:
+        while (message := receive(task_fd)) is not None:
             inbox.put(message)
     inbox.put(None)

@@ -78,7 +78,9 @@ def scan_blob(
         IntegrityError: without `keep_going`: the first bad block, from the top level down, by rising offset.
     """
     location = SealLocation(blob.size, blob.seal.shape.record_offset)
-    verify_seal(read_seal(source, location, name=blob.name), name=blob.name, expected=blob.digest)
+    # Opened anew: tree blocks that `blob` has in its cache may have changed in the source since.
+    seal = verify_seal(read_seal(source, location, name=blob.name), name=blob.name, expected=blob.digest)
+    blob = SelfConsistentBlob(source, seal)
     changed: IntegrityError | None = None
     if not keep_going:
         # Every tree block is some data block's ancestor: this pass alone verifies them all.

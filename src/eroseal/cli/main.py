@@ -10,6 +10,7 @@ signal's number when a signal ended it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import os
@@ -107,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _handle_signals()
         code = _run(arguments, settings)
         sys.stdout.flush()
+        gc.freeze()  # the process ends: the collector need not walk the tree of a whole image once more
     except BaseException as error:  # nothing is lost: everything is either reported or raised again
         with contextlib.suppress(KeyboardInterrupt):  # the message may be lost, the exit code not
             _remove_unfinished()

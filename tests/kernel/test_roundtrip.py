@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.kernel.conftest import Nasty
-from tests.support.images import Built, build_image, fsck, reading, unpack_image, verify
+from tests.support.images import Built, assert_fsck_accepts, build_image, reading, unpack_image, verify
 from tests.support.kernel import mounted
 from tests.support.nasty import sparse_file
 from tests.support.trees import Entry, Tree, assert_same, image_tree, ranges_of, tree_of
@@ -84,7 +84,7 @@ def test_directories_of_this_system_come_back(
         room.mkdir()
         built, tree = built_when_quiet(source, place / "store")
         assert_gives_back(built, tree, room, place)
-        fsck(program, built)
+        assert_fsck_accepts(program, built)
 
 
 # --- sparse files ---

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.support.images import build_image, fsck
+from tests.support.images import assert_fsck_accepts, build_image
 from tests.support.nasty import SIZES, make_nasty, noise
 from tests.support.trees import assert_same, tree_of
 
@@ -72,13 +72,13 @@ def plain(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_images_are_accepted(plain: Path, tmp_path: Path, program: str, options: BuildOptions) -> None:
     built = build_image(plain, tmp_path / "store", options)
-    fsck(program, built, read=is_new(program))
+    assert_fsck_accepts(program, built, read=is_new(program))
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_the_nasty_tree_is_accepted(tmp_path: Path, need_root: None, program: str, options: BuildOptions) -> None:
     source = make_nasty(tmp_path / "source", roomy=False, deep=20)
-    fsck(program, build_image(source, tmp_path / "store", options), read=is_new(program))
+    assert_fsck_accepts(program, build_image(source, tmp_path / "store", options), read=is_new(program))
 
 
 def test_a_single_file_is_accepted(plain: Path, tmp_path: Path, program: str) -> None:
@@ -96,7 +96,7 @@ def test_numbers_of_data_blobs(tmp_path: Path, program: str, count: int) -> None
         (source / f"file-{number}").write_bytes(noise(5000, number))
     built = build_image(source, tmp_path / "store", BuildOptions(blobs=BlobLayout.FILE, durable=False))
     assert len(built.data) == count
-    fsck(program, built, read=is_new(program))
+    assert_fsck_accepts(program, built, read=is_new(program))
 
 
 @pytest.mark.parametrize("blobs", [BlobLayout.NONE, BlobLayout.FILE])

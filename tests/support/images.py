@@ -92,7 +92,7 @@ def unpack_image(built: Built, target: Path) -> Path:
     return target
 
 
-def fsck(program: str, built: Built, *, read: bool = False) -> None:
+def assert_fsck_accepts(program: str, built: Built, *, read: bool = False) -> None:
     """Have fsck.erofs judge an image.
 
     Args:

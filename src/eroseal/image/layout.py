@@ -11,6 +11,7 @@ asserts each of them.
 from __future__ import annotations
 
 import bisect
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -106,6 +107,15 @@ class XattrTable:
         """The inline area for these xattrs."""
         return self._areas[xattrs] if xattrs else b""
 
+    def check(self, root: Directory) -> None:
+        """Refuse an area that no inode has room for; raises SourceError, with the path in the tree."""
+        for xattrs, area in self._areas.items():
+            if len(area) > MAX_XATTR_AREA:
+                raise SourceError(
+                    f"extended attributes take {len(area)} bytes, EROFS has room for {MAX_XATTR_AREA} in one file",
+                    where=_first_path(root, xattrs),
+                )
+
     def _area(self, xattrs: Xattrs) -> bytes:
         shared = [self._ids[pair] for pair in xattrs if pair in self._ids][:MAX_SHARED]
         listed = set(shared)
@@ -113,12 +123,20 @@ class XattrTable:
         bloom = FILTER_DEFAULT
         for name, _ in xattrs:
             bloom &= ~filter_bit(*_split_name(name))
-        area = b"".join([HEADER.pack(bloom, len(shared)), *(item.to_bytes(4, "little") for item in shared), *inline])
-        if len(area) > MAX_XATTR_AREA:
-            raise SourceError(
-                f"extended attributes of one file take {len(area)} bytes, EROFS has room for {MAX_XATTR_AREA}"
-            )
-        return area
+        return b"".join([HEADER.pack(bloom, len(shared)), *(item.to_bytes(4, "little") for item in shared), *inline])
+
+
+def _first_path(root: Directory, xattrs: Xattrs) -> str:
+    """Path, from the root, of the first inode with these xattrs: paths are kept nowhere, and only errors need them."""
+    stack: list[tuple[bytes, Inode | Packed]] = [(b"/", root)]
+    while stack:
+        path, inode = stack.pop()
+        if isinstance(inode, Inode) and inode.xattrs == xattrs:
+            return os.fsdecode(path)
+        if isinstance(inode, Directory):
+            names = [os.path.join(path, name) for name in inode.names]
+            stack += reversed(list(zip(names, inode.children, strict=True)))
+    return "/"
 
 
 def _entry(name: bytes, value: bytes) -> bytes:
@@ -234,6 +252,7 @@ def plan(root: Directory, options: ImageOptions) -> Layout:
         if isinstance(inode, Directory):  # now: beyond 16 bits it decides the inode's size
             inode.nlink = 2 + sum(isinstance(child, Directory) for child in inode.children)
     xattrs = XattrTable(inodes)
+    xattrs.check(root)
     # With chunks in front (no data blobs) the metadata area is on its own, and nid 0 must not be used: readers of
     # directories take inode number 0 for a deleted entry.
     start = META_START if options.data_blocks == 1 else 2 * NID_SLOT

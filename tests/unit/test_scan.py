@@ -167,3 +167,13 @@ def test_unreadable_blocks_are_listed_like_bad_ones(sample: Sample) -> None:
     bad = scan_blob(source, blob, keep_going=True)
     assert [(item.level, item.index) for item in bad] == [(0, 600)]
     assert "cannot be read" in bad[0].what
+
+
+def test_a_thread_that_fell_behind_still_gets_its_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan_module, "_WINDOW_BLOCKS", 128)
+    sample = seal_bytes(tmp_path, noise(BLOCKS))
+    blob = open_self_consistent(sample.source())
+    level = scan_module._LevelScan(sample.source(), blob, 0, set())
+    for window in (1, 2, 3, 4, 0):  # others went on by more windows than are kept
+        first = window * 128
+        assert level._expected(first, 128) == blob.hashes(0, first, 128)

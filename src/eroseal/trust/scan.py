@@ -160,16 +160,17 @@ class _LevelScan:
         """Verified hashes of some blocks of one piece, looked up together with those of its neighbours."""
         window, at = divmod(first, _WINDOW_BLOCKS)
         with self.lock:
-            if window not in self.windows:
+            hashes = self.windows.get(window)
+            if hashes is None:
                 start = window * _WINDOW_BLOCKS
                 try:
                     hashes = self.blob.hashes(self.level, start, min(_WINDOW_BLOCKS, self.blocks - start))
                 except IntegrityError:
                     hashes = b""  # some parent is bad: only who needs that one shall fail
                 self.windows[window] = hashes
+                # The lowest goes; for a thread that fell behind all others it may be the very one it asked for.
                 if len(self.windows) > _WINDOWS:
                     del self.windows[min(self.windows)]
-            hashes = self.windows[window]
         if not hashes:
             return self.blob.hashes(self.level, first, count)
         size = self.shape.digest_size

@@ -7,6 +7,7 @@ as they were: a file in place gets its overwritten bytes and its length again, a
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 import tempfile
@@ -96,7 +97,7 @@ class _Copy(Target):
         try:
             mode = stat.S_IMODE(os.fstat(original).st_mode) & 0o777
             with _wrapped(self._output, "cannot create"):
-                self.fd, self.path = tempfile.mkstemp(prefix=f".eroseal-tmp-{base[:64]}-", dir=directory)
+                self.fd, self.path = _temporary(directory, base)
             try:
                 with _wrapped(self._output, "cannot write"):
                     os.fchmod(self.fd, mode)
@@ -162,6 +163,22 @@ def _open_regular(path: str, flags: int) -> tuple[int, int]:
         os.close(fd)
         raise SourceError("not a regular file", where=path)
     return fd, info.st_size
+
+
+def _temporary(directory: str, base: str) -> tuple[int, str]:
+    """A new file that is locked: whoever cleans up after killed programs takes an unlocked one for a leftover."""
+    while True:
+        fd, path = tempfile.mkstemp(prefix=f".eroseal-tmp-{base[:64]}-", dir=directory)
+        try:
+            with contextlib.suppress(OSError):  # no locks on this file system: then nobody removes anything there
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):  # it was cleaned away before it was locked
+                if os.path.samestat(os.fstat(fd), os.lstat(path)):
+                    return fd, path
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
 
 
 def _copy(source: int, target: int, size: int) -> None:

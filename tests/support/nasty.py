@@ -132,6 +132,10 @@ def _directories(top: bytes) -> None:
     for spare in (-1, 0, 1, 2, 11, 12, 13):
         for blocks in (1, 2):
             _exact(os.path.join(top, b"exact-%d-%d" % (blocks, spare + 1)), blocks, spare)
+            # Behind an odd xattr area, what nearly fills a block cannot be inlined.
+            behind = os.path.join(top, b"behind-xattrs-%d-%d" % (blocks, spare + 1))
+            _exact(behind, blocks, spare)
+            os.setxattr(behind, "user.x", noise(spare + 2, spare + 1))
     for number in range(3000):
         os.makedirs(os.path.join(top, b"many", b"%d" % (number % 100), b"%d" % number))
 
@@ -158,9 +162,9 @@ def _symlinks(top: bytes) -> None:
     os.symlink(b"/nowhere/at/all", os.path.join(top, b"dangling"))
     os.symlink(b".", os.path.join(top, b"loop"))
     os.symlink(b"\xff\n\x01", os.path.join(top, b"strange"))
-    for size in (0, 5, 1000):
-        path = os.path.join(top, b"trusted-%d" % size)
-        os.symlink(b"target-%d" % size, path)
+    for size, target in ((0, 8), (5, 8), (1000, 8), *((size, 4095) for size in range(8)), (1000, 4080), (1001, 4095)):
+        path = os.path.join(top, b"trusted-%d-%d" % (size, target))
+        os.symlink((b"target/" * 1000)[:target], path)
         os.setxattr(path, "trusted.on-link", noise(size, size), follow_symlinks=False)
     os.lchown(os.path.join(top, b"dangling"), 12_345, 4_000_000_000)
 

@@ -31,10 +31,12 @@ from eroseal.format.erofs import (
 )
 from eroseal.format.xattr import FILTER_DEFAULT, HEADER, MAX_SHARED, encode_entry, filter_bit, split_name
 from eroseal.image.placer import BLOCK, SLOTS, Placer, fits_compact
-from eroseal.limits import MAX_NAME_LEN, MAX_XATTR_AREA
+from eroseal.limits import MAX_CHUNK_BITS, MAX_NAME_LEN, MAX_XATTR_AREA
 from eroseal.tree.model import NO_TAIL, Directory, Inode, Packed, Xattrs
 
 META_START: Final = SUPER_OFFSET + SUPER_SIZE
+LARGEST_CHUNK: Final = BLOCK << MAX_CHUNK_BITS
+"""Bytes that one chunk index can speak for: a hole of more than these 8 TiB needs several."""
 _U16: Final = 0xFFFF
 _U32: Final = 0xFFFFFFFF
 
@@ -176,7 +178,7 @@ def chunk_entries(inode: Inode, options: ImageOptions) -> int:
         return len(chunks)
     if options.flat and chunks >> 32 != _U32:
         return 0
-    return 1
+    return -(-inode.size // LARGEST_CHUNK)
 
 
 def directory_blocks(directory: Directory) -> list[tuple[int, int, int]]:

@@ -49,6 +49,7 @@ from eroseal.image.layout import (
     is_compact,
 )
 from eroseal.image.placer import BLOCK
+from eroseal.limits import MAX_CHUNK_BITS
 from eroseal.tree.model import DEVICE_SHIFT, NO_TAIL, NULL_CHUNK, Directory, Inode, Packed
 
 ReadTail = Callable[[int, int], bytes]
@@ -225,8 +226,8 @@ class ImageWriter:
         if isinstance(chunks, array):
             bits = (self._options.chunk_size // BLOCK).bit_length() - 1
         else:
-            bits = (-(-inode.size // BLOCK) - 1).bit_length()
-            chunks = array("Q", [chunks])
+            bits = min((-(-inode.size // BLOCK) - 1).bit_length(), MAX_CHUNK_BITS)
+            chunks = array("Q", [chunks if chunks == NULL_CHUNK else chunks + (k << bits) for k in range(entries)])
         head = self._pack(index, inode, LAYOUT_CHUNK_BASED, CHUNK_INDEXES | bits)
         return head + bytes(-len(head) % CHUNK_INDEX_SIZE) + self._indexes(chunks), b"", b""
 

@@ -55,6 +55,10 @@ def repeating(*pieces: Piece) -> Node:
     how=replace(PLAIN, chunk_size=BLOCK),
 )
 def test_an_unchanged_tree_stores_nothing(tree: Node, how: BuildOptions) -> None:
+    assert_stores_nothing(tree, how)
+
+
+def assert_stores_nothing(tree: Node, how: BuildOptions) -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         source = make(tree, place / "source")
@@ -101,6 +105,10 @@ changed_files = st.builds(
     new=Node("file", pieces=(("noise", 1, 65_536),)),
 )
 def test_only_what_changed_is_stored(tree: Node, how: BuildOptions, path: tuple[int, ...], new: Node) -> None:
+    assert_stores_the_change(tree, how, path, new)
+
+
+def assert_stores_the_change(tree: Node, how: BuildOptions, path: tuple[int, ...], new: Node) -> None:
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         base = build_image(make(tree, place / "source"), place / "store", how)

@@ -224,7 +224,8 @@ class Layout:
             of a small file or symlink that could not be inlined, by index in `inodes`.
         dir_blocks: for directories, by index in `inodes`, see `directory_blocks`.
         heads: bytes of each inode's head, see `header_size`; the writer must come to the same.
-        packed_at, device_table, shared_xattrs: byte offsets in the metadata area.
+        packed_at, shared_xattrs: byte offsets in the metadata area.
+        device_table: byte offset in the image.
         end: bytes of the metadata area, whole blocks.
         meta_blkaddr: block where the metadata area starts.
     """
@@ -292,15 +293,32 @@ def _place_root(layout: Layout, root: Directory, start: int, options: ImageOptio
     elif tail:
         whole += 1
     if options.devices:
-        layout.device_table = end + -end % DEVICE_SLOT_SIZE
-        if layout.device_table // DEVICE_SLOT_SIZE > _U16:
-            raise UnsupportedError("the root directory's extended attributes leave no room for the device table")
-        end = layout.device_table + len(options.devices) * DEVICE_SLOT_SIZE
+        end = _place_device_table(layout, end, len(options.devices))
     placer = Placer(end)
     if whole:
         layout.data_at[0] = placer.blocks(whole)
         layout.whole_blocks[0] = whole
     return placer
+
+
+def _place_device_table(layout: Layout, end: int, devices: int) -> int:
+    """The device table behind the root, or in the first block; gives the metadata area's end, in bytes.
+
+    The superblock counts its place from the image's start and reaches 8 MiB, which chunks in front may exceed.
+    """
+    size = devices * DEVICE_SLOT_SIZE
+    area = layout.meta_blkaddr * BLOCK
+    if area and META_START + size <= BLOCK:
+        layout.device_table = META_START
+        return end
+    start = end + -end % DEVICE_SLOT_SIZE
+    layout.device_table = area + start
+    if layout.device_table // DEVICE_SLOT_SIZE > _U16:
+        raise UnsupportedError(
+            f"{devices} data blobs of bases are too many for an image with more than 8 MiB of chunks of its own",
+            hint="--blobs build puts these into a blob",
+        )
+    return start + size
 
 
 def _place(layout: Layout, placer: Placer, index: int, inode: Inode, head: int) -> None:

@@ -159,7 +159,7 @@ class ImageWriter:
             put(inode.position, head + tail)
             if not index:
                 # The root's block data and the device table come before the packed blocks, all else behind.
-                put(layout.device_table, b"".join(slot.encode() for slot in self._slots))
+                self._device_table(fd, window)
             if data:
                 put(data_at[index], data)
         put(layout.shared_xattrs, layout.xattrs.shared)
@@ -167,6 +167,14 @@ class ImageWriter:
         superblock = self._superblock(options.uuid or bytes(16))
         write_superblock(fd, superblock)
         return superblock
+
+    def _device_table(self, fd: int, window: Window) -> None:
+        table = b"".join(slot.encode() for slot in self._slots)
+        area = self._layout.meta_blkaddr * BLOCK
+        if self._layout.device_table < area:  # in the first block, in front of the image's own chunks
+            write_all(fd, table, self._layout.device_table)
+        else:
+            window.put(self._layout.device_table - area, table)
 
     def _superblock(self, uuid: bytes) -> Superblock:
         layout, options = self._layout, self._options

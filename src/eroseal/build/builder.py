@@ -32,6 +32,7 @@ from eroseal.store.document import BlobInfo, ImageDocument
 from eroseal.store.local import LocalStore
 from eroseal.store.protocol import BlobWriter
 from eroseal.store.reference import FileReference, Reference
+from eroseal.tree.attributes import apply_attributes
 from eroseal.tree.directory import DirectorySource
 from eroseal.tree.model import Directory
 
@@ -178,6 +179,7 @@ class _Build:
             options.all_root,
             options.timestamp,
             options.clamp,
+            not options.by_path,
         )
         jobs = options.job_count
         pool: Pool = LocalPool(config) if jobs == 1 else ProcessPool(config, jobs)
@@ -195,11 +197,14 @@ class _Build:
             progress=self._progress,
         )
         try:
-            return ingest, ingest.run(DirectorySource(self._source, exclude=options.exclude).walk())
+            root = ingest.run(DirectorySource(self._source, exclude=options.exclude).walk())
         except ScanError as error:
             if error.output:
                 raise OSError(error.number, os.strerror(error.number)) from error
             raise _source_error(error) from error
+        if options.by_path:
+            apply_attributes(root, owners=options.owners, file_contexts=options.file_contexts)
+        return ingest, root
 
     @property
     def _flat(self) -> bool:

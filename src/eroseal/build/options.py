@@ -11,7 +11,9 @@ from eroseal.errors import UsageError
 from eroseal.format.digest import Digest, TreeParams
 from eroseal.seal.blob import SealedBlob
 from eroseal.seal.chunker import check_chunk_size
+from eroseal.tree.attributes import Owner
 from eroseal.tree.model import Inode
+from eroseal.tree.rules import Scope
 
 Warn = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -41,6 +43,8 @@ class BuildOptions:
         clamp: latest file time that is kept, and the image's own time (SOURCE_DATE_EPOCH).
         uuid: 16 bytes; None derives one from the content.
         all_root: make root the owner of everything.
+        owners: owners and permissions by path, after `all_root`.
+        file_contexts: SELinux contexts by path, in place of the source's.
         exclude: glob patterns of paths or names to leave out.
         jobs: worker processes; 1 works in the calling process, None means one for each processor.
         durable: sync what is written to disk.
@@ -55,6 +59,8 @@ class BuildOptions:
     clamp: int | None = None
     uuid: bytes | None = None
     all_root: bool = False
+    owners: Scope[Owner] | None = None
+    file_contexts: Scope[bytes | None] | None = None
     exclude: tuple[str, ...] = ()
     jobs: int | None = None
     durable: bool = True
@@ -92,6 +98,11 @@ class BuildOptions:
     def adjusts(self) -> bool:
         """Whether `adjust` does anything."""
         return self.all_root or self.timestamp is not None or self.clamp is not None
+
+    @property
+    def by_path(self) -> bool:
+        """Whether attributes depend on paths, which only the parent of the workers knows as a whole."""
+        return self.owners is not None or self.file_contexts is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ class WorkerConfig:
         tails: whether files of a block or more may have inline tails.
         epoch: the image's own time, in seconds.
         all_root, timestamp, clamp: as in `BuildOptions`.
+        pack: whether small files are packed with their inodes; not where the parent has yet to change these.
     """
 
     data_fd: int
@@ -75,6 +76,7 @@ class WorkerConfig:
     all_root: bool
     timestamp: int | None
     clamp: int | None
+    pack: bool
 
 
 class ScanError(Exception):

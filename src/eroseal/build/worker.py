@@ -195,14 +195,16 @@ class Worker:
 
     def _shortcut(self, dir_fd: int, names: list[bytes]) -> Iterable[Shortcut | None]:
         """What `read_small` says of these files: nothing, where there is no native code."""
-        if _read_small is None or self._adjusts:
+        if _read_small is None or self._adjusts or not self._config.pack:
             return itertools.repeat(None, len(names))
         return _read_small(dir_fd, names, self._config.inline_max)
 
     def _pack(
         self, arena: _Arena, record: int, mode: int, uid: int, gid: int, seconds: int, nsec: int, data: bytes
     ) -> bool:
-        """Put a small file aside for packing; False where it and its inode do not fit a block."""
+        """Put a small file aside for packing; False where it and its inode do not fit a block, or may not be packed."""
+        if not self._config.pack:
+            return False
         compact = fits_compact(self._config.epoch, seconds, nsec, uid, gid)
         slots = ((COMPACT_SIZE if compact else EXTENDED_SIZE) + len(data) + NID_SLOT - 1) // NID_SLOT
         if slots > BLOCK // NID_SLOT:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eroseal.cli import output
-from eroseal.cli.params import HEX, REFERENCE, SIZE, TIME, UUID, jobs_option, json_option, sync_option, verb
+from eroseal.cli.params import FILE, HEX, REFERENCE, SIZE, TIME, UUID, jobs_option, json_option, sync_option, verb
 from eroseal.cli.signing import Signing, signing_options
 from eroseal.errors import UsageError
 
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 @click.option("--uuid", type=UUID, metavar="UUID", help="UUID of the file system.  [default: from the content]")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out paths or names that match; may repeat.")
 @click.option("--all-root", is_flag=True, help="Make root the owner of everything.")
+@click.option("--owners", type=FILE, metavar="FILE", help="Owners and permissions by path; see docs/cli.md.")
+@click.option("--file-contexts", type=FILE, metavar="FILE", help="SELinux contexts by path, see file_contexts(5).")
 @click.option("--replace", is_flag=True, help="Take the place of an image that has this name.")
 @sync_option
 @jobs_option
@@ -67,6 +69,8 @@ def command(
     uuid: bytes | None,
     exclude: tuple[str, ...],
     all_root: bool,
+    owners: Path | None,
+    file_contexts: Path | None,
     replace: bool,
     no_sync: bool,
     jobs: int | None,
@@ -85,6 +89,7 @@ def command(
     from eroseal.build.options import BlobLayout, BuildOptions
     from eroseal.format.digest import HashAlgorithm, TreeParams
     from eroseal.store.reference import FileReference, parse_reference
+    from eroseal.tree.attributes import load_file_contexts, load_owners
 
     reference = parse_reference(target)
     single = isinstance(reference, FileReference)
@@ -101,6 +106,8 @@ def command(
         clamp=_source_date_epoch(),
         uuid=uuid,
         all_root=all_root,
+        owners=None if owners is None else load_owners(owners),
+        file_contexts=None if file_contexts is None else load_file_contexts(file_contexts),
         exclude=exclude,
         jobs=jobs,
         durable=not no_sync,

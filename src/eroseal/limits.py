@@ -83,3 +83,7 @@ FOOTER_SEARCH: Final = 1 << 20
 """Bytes before a file's end that are searched for a footer: a trailing chunk index of 20,000 chunks lies before it."""
 MAX_BAD_BLOCKS: Final = 65_536
 """Bad blocks that a scan lists before it stops: a blob of garbage must not fill memory."""
+
+# --- lists of rules by path ---
+MAX_RULES_FILE: Final = 64 << 20
+"""Bytes of a list of owners or SELinux contexts: a hundred times the largest policy of a distribution."""

@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from eroseal.errors import UsageError
-
-MAX_FILE: Final = 64 << 20
-"""Bytes of a list that is read: a hundred times the largest SELinux policy of a distribution."""
+from eroseal.limits import MAX_RULES_FILE
 
 _V = TypeVar("_V")
 
@@ -112,11 +110,11 @@ def read_map(path: str | os.PathLike[str]) -> bytes:
     """
     try:
         with Path(path).open("rb") as file:
-            data = file.read(MAX_FILE + 1)
+            data = file.read(MAX_RULES_FILE + 1)
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", where=os.fspath(path)) from error
-    if len(data) > MAX_FILE:
-        raise UsageError(f"more than {MAX_FILE} bytes", where=os.fspath(path))
+    if len(data) > MAX_RULES_FILE:
+        raise UsageError(f"more than {MAX_RULES_FILE} bytes", where=os.fspath(path))
     return data
 
 

@@ -249,7 +249,7 @@ def test_files_that_cannot_be_read(
     assert error.value.where == str(tmp_path / "missing")
     with pytest.raises(UsageError, match="directory"):
         load(tmp_path)
-    monkeypatch.setattr("eroseal.tree.rules.MAX_FILE", 10)
+    monkeypatch.setattr("eroseal.tree.rules.MAX_RULES_FILE", 10)
     (tmp_path / "large").write_bytes(b"#" * 11)
     with pytest.raises(UsageError, match="more than 10 bytes"):
         load(tmp_path / "large")

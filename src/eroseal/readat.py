@@ -51,12 +51,16 @@ class FileAt:
     def __init__(self, path: str | bytes | os.PathLike[str]) -> None:
         self.name = os.fsdecode(path)
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise NotFoundError("no such file", where=self.name) from error
+            # Not blocking: a FIFO, where a store should have a file, must not make a reader wait for a writer.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            raise NotFoundError(f"cannot open: {error.strerror}", where=self.name) from error
-        self._size = os.lseek(self._fd, 0, os.SEEK_END)
+            what = "no such file" if isinstance(error, FileNotFoundError) else f"cannot open: {error.strerror}"
+            raise NotFoundError(what, where=self.name) from error
+        try:
+            self._size = os.lseek(self._fd, 0, os.SEEK_END)
+        except OSError as error:
+            self.close()
+            raise FormatError("is not a file", where=self.name) from error
 
     @property
     def size(self) -> int:

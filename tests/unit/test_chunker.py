@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from eroseal.errors import UsageError
+from eroseal.errors import UnsupportedError, UsageError
 from eroseal.seal.chunker import BlobAllocator, ChunkIndex, check_chunk_size
 
 
@@ -53,3 +53,11 @@ def test_blocks_are_handed_out_in_order() -> None:
 def test_odd_chunk_sizes_are_refused(size: int) -> None:
     with pytest.raises(UsageError, match="power of two"):
         check_chunk_size(size)
+
+
+def test_a_blob_ends_where_addresses_do() -> None:
+    allocator = BlobAllocator(2)
+    allocator.next_block = (1 << 32) - 17
+    allocator.take(16)
+    with pytest.raises(UnsupportedError, match="16 TiB"):
+        allocator.take(1)

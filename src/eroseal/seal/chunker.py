@@ -10,11 +10,12 @@ from __future__ import annotations
 from array import array
 from typing import Final
 
-from eroseal.errors import UsageError
+from eroseal.errors import UnsupportedError, UsageError
 from eroseal.tree.model import DEVICE_SHIFT
 
 _BLOCKS_BYTES: Final = 2
 _START_SLOTS: Final = 1 << 12
+_MOST_BLOCKS: Final = (1 << DEVICE_SHIFT) - 1
 
 MIN_CHUNK: Final = 4096
 MAX_CHUNK: Final = 1 << 20
@@ -121,8 +122,14 @@ class BlobAllocator:
         return self.device << DEVICE_SHIFT | self.next_block
 
     def take(self, blocks: int) -> int:
-        """Use up the next blocks for one chunk; gives their place in the data spool, in blocks."""
+        """Use up the next blocks for one chunk; gives their place in the data spool, in blocks.
+
+        Raises:
+            UnsupportedError: the blob would have blocks that 32-bit addresses do not reach.
+        """
         at = self.spool_start + self.blocks
         self.next_block += blocks
+        if self.next_block > _MOST_BLOCKS:  # in a location, they would run into the device number
+            raise UnsupportedError("one data blob cannot hold more than 16 TiB of chunks", hint="build parts of it")
         self.chunk_blocks.append(blocks)
         return at

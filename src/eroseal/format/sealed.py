@@ -98,8 +98,7 @@ def encode_seal(descriptor: Descriptor, chunk_blocks: Iterable[int] | None) -> b
 def max_record_length(data_size: int) -> int:
     """Largest number of bytes of header and entries that a data region can need.
 
-    A run of the chunk map stands for at least one block and takes two bytes for each at most: chunks of 2^7
-        blocks
+    A run of the chunk map stands for at least one block and takes two bytes for each at most: chunks of 2^7 blocks
     or runs of 2^7 chunks are where a third byte begins.
     """
     fixed = HEADER_SIZE + (8 + DESCRIPTOR_SIZE) + 8 + 16

@@ -52,8 +52,7 @@ class SuperblockInfo(Document, frozen=True, kw_only=True):
         uuid: 32 hex digits.
         volume_name: label.
         epoch: Unix seconds that compact inodes count from; the image's own time.
-        features: names of the feature bits that are set, ``compat_`` and ``incompat_`` with a number if
-        unknown.
+        features: names of the feature bits that are set, ``compat_`` and ``incompat_`` with a number if unknown.
     """
 
     block_size: int
@@ -142,12 +141,16 @@ class InspectDocument(Document, frozen=True, kw_only=True):
 
     Args:
         image: the image digest; null if the image is not sealed.
-        contents: ``verified`` if a policy accepted the image, ``unverified`` if not, whether or not it is
-        sealed. trusted_by: what the policy went by; null if unverified. encrypted: whether it has key
-        envelopes. superblock: facts of the superblock. devices: the meta blob, then data blobs in device
-        order. space: where file contents are. files: what kinds of files there are. seal: the meta blob's
-        seal; null if the image is not sealed. image_record: entries of the image record. signers: who
-        claims to vouch for it, none of them judged.
+        contents: ``verified`` if a policy accepted the image, ``unverified`` if not, whether or not it is sealed.
+        trusted_by: what the policy went by; null if unverified.
+        encrypted: whether it has key envelopes.
+        superblock: facts of the superblock.
+        devices: the meta blob, then data blobs in device order.
+        space: where file contents are.
+        files: what kinds of files there are.
+        seal: the meta blob's seal; null if the image is not sealed.
+        image_record: entries of the image record.
+        signers: who claims to vouch for it, none of them judged.
     """
 
     schema: Literal["eroseal.inspect/1"] = "eroseal.inspect/1"

@@ -96,9 +96,9 @@ class SignerInfo(Document, frozen=True, kw_only=True):
         statement: what is stated; null for the forms that carry no statement.
         certificate: the signer's, where one travels with the signature.
         key_id: of an Ed25519 key, in hex.
-        intact: the signature matches statement and certificate; null where the key to check it is not at
-        hand. problem: why it cannot be read or does not match. trust: always ``unverified``: nobody's
-        policy was asked.
+        intact: the signature matches statement and certificate; null where the key to check it is not at hand.
+        problem: why it cannot be read or does not match.
+        trust: always ``unverified``: nobody's policy was asked.
     """
 
     form: SignatureForm

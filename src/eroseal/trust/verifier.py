@@ -143,8 +143,7 @@ def verify_seal(
 def step1_record_length(header: bytes, location: SealLocation, *, name: str) -> int:
     """Bytes of a seal record with padding and footer, from its first 32 bytes.
 
-    Nothing authenticates the chunk map, so its length is bounded by what the data region can need: else
-        whoever
+    Nothing authenticates the chunk map, so its length is bounded by what the data region can need: else whoever
     serves blobs could fill a reader's memory.
     """
     limit = max_record_length(location.data_size)

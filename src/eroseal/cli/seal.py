@@ -101,7 +101,7 @@ def _sign(path: Path, done: SealedImage, signing: Signing, signers: list[Signer]
         root_hash=done.meta.root_hash if signing.for_kernel else None,
         for_bootloader=signing.for_bootloader,
     )
-    update_record(path, adding(entries), durable=durable)
+    update_record(path, adding(entries), expect=done.meta.digest, durable=durable)
 
 
 def _unsigned(error: BaseException, file: Path, target: Path | None, devices: int) -> BaseException:

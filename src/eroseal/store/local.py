@@ -53,7 +53,7 @@ from eroseal.store.layout import (
     read_small,
     record_owner,
 )
-from eroseal.store.protocol import RecordChange, encode_image_record
+from eroseal.store.protocol import RecordChange, encode_image_record, replaced_error
 from eroseal.store.reference import RECORD_SUFFIX, check_name, is_image_name
 
 
@@ -291,17 +291,24 @@ class LocalStore:
             write_atomic(path, document.encode(), replace=replace, durable=self._durable)
             self._remove_records(name, keep=document.image)
 
-    def update_record(self, name: str, change: RecordChange) -> list[RecordEntry]:
+    def update_record(self, name: str, change: RecordChange, *, expect: Digest | None = None) -> list[RecordEntry]:
         """Replace the record by what `change` makes of it, while other writers wait; gives the new entries.
+
+        Args:
+            name: of the image.
+            change: from the entries there are to those wanted.
+            expect: the image that the change is about; another one of that name keeps its record.
 
         Raises:
             NotFoundError: no image has this name.
             FormatError: the document or the record is broken.
-            OutputError: it cannot be written; the old record stays.
+            OutputError: it cannot be written, or it is another image by now; the old record stays.
         """
         self._document(name)
         with self._locked():
             image = self._document(name).image
+            if expect is not None and image != expect:
+                raise replaced_error(self.image_path(name), expect)
             entries = list(change(self._record(name, image)))
             self._write_record(name, image, encode_image_record(entries))
         return entries

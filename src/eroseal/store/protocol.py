@@ -98,8 +98,8 @@ class ImageStore(Protocol):
         """Publish an image whose blobs are all in the store; raises NotFoundError, OutputError."""
         ...
 
-    def update_record(self, name: str, change: RecordChange) -> list[RecordEntry]:
-        """Replace the record by what `change` makes of it, excluding other writers; gives the new entries."""
+    def update_record(self, name: str, change: RecordChange, *, expect: Digest | None = None) -> list[RecordEntry]:
+        """Replace the record of the image `expect` by what `change` makes of it, excluding other writers."""
         ...
 
     def list_images(self) -> list[str]:
@@ -122,7 +122,7 @@ class StoredImage:
         document: the image document; None for a single file.
         open_data: opens a data blob by digest; raises NotFoundError. The caller closes what it gives.
         blob_path: the local file of a blob; None where there is none.
-        update_record: replaces the image record where the image lives.
+        update_record: replaces the image record where the image lives; refuses if another image lives there by now.
     """
 
     reference: Reference
@@ -142,6 +142,13 @@ class StoredImage:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
+
+
+def replaced_error(path: Path, expect: Digest) -> OutputError:
+    """The refusal to change the record of an image that has taken another one's place."""
+    return OutputError(
+        f"this is no longer {expect}: replaced meanwhile", where=str(path), hint="look at it, and try again"
+    )
 
 
 def encode_image_record(entries: Sequence[RecordEntry]) -> bytes:

@@ -50,7 +50,7 @@ def _resolve_stored(reference: StoreReference, *, durable: bool) -> StoredImage:
         document=document,
         open_data=store.open_blob,
         blob_path=blob_path,
-        update_record=functools.partial(store.update_record, reference.name),
+        update_record=functools.partial(store.update_record, reference.name, expect=document.image),
     )
 
 
@@ -79,7 +79,7 @@ def _resolve_file(reference: FileReference, data_files: Sequence[Path], *, durab
         document=None,
         open_data=open_data,
         blob_path=paths.get,
-        update_record=functools.partial(update_record, reference.path, durable=durable),
+        update_record=functools.partial(update_record, reference.path, expect=layout.digest, durable=durable),
     )
 
 

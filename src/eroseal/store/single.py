@@ -46,7 +46,7 @@ from eroseal.limits import MAX_IMAGE_RECORD, MAX_SEAL_RECORD
 from eroseal.readat import FileAt, ReadAt
 from eroseal.store.atomic import TemporaryFile, exists_error, output_error, remove_abandoned, write_fully
 from eroseal.store.copying import copy_range, copy_source
-from eroseal.store.protocol import RecordChange, encode_image_record
+from eroseal.store.protocol import RecordChange, encode_image_record, replaced_error
 from eroseal.trust.locate import find_seal
 from eroseal.trust.verifier import SealLocation
 
@@ -108,12 +108,15 @@ def image_tail(layout: SingleLayout, entries: Sequence[RecordEntry]) -> bytes:
     return record.ljust(length - FOOTER_SIZE, b"\0") + layout.footer.encode()
 
 
-def update_record(path: Path, change: RecordChange, *, durable: bool = True) -> list[RecordEntry]:
+def update_record(
+    path: Path, change: RecordChange, *, expect: Digest | None = None, durable: bool = True
+) -> list[RecordEntry]:
     """Replace a single file's image record by what `change` makes of it, while other writers wait.
 
     Args:
         path: of the file; a symlink is followed, its target replaced.
         change: from the entries there are to those wanted.
+        expect: the image that the change is about; another one in that file keeps its record.
         durable: sync to disk before the new file appears.
 
     Returns:
@@ -123,7 +126,7 @@ def update_record(path: Path, change: RecordChange, *, durable: bool = True) -> 
         NotFoundError: no such file.
         FormatError: not a sealed file.
         UnsupportedError: other data follows the records.
-        OutputError: it cannot be written; the file is as it was.
+        OutputError: it cannot be written, or it is another image by now; the file is as it was.
     """
     # Resolved only where it must be: the way to the working directory may be closed to us.
     real = Path(os.path.realpath(path)) if os.path.islink(path) else path
@@ -135,6 +138,8 @@ def update_record(path: Path, change: RecordChange, *, durable: bool = True) -> 
                 where=str(path),
                 hint="export the image to a new file, and sign that",
             )
+        if expect is not None and layout.digest != expect:
+            raise replaced_error(path, expect)
         entries = list(change(list(layout.entries)))
         if entries != list(layout.entries):
             _replace(file, real, layout, entries, durable=durable)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from eroseal.build.finish import MetaBlob, seal_data_blob
 from eroseal.build.options import BlobLayout, BuildOptions, BuildResult, BuiltBlob, Progress, Warn
@@ -22,7 +22,7 @@ from eroseal.build.pipeline import Ingest, check_devices
 from eroseal.build.pool import LocalPool, Pool, ProcessPool
 from eroseal.build.spools import Spools
 from eroseal.build.wire import BLOCK, ScanError, WorkerConfig
-from eroseal.errors import SourceError, UsageError
+from eroseal.errors import ErosealError, SourceError, UsageError
 from eroseal.format.record import RecordEntry
 from eroseal.image.layout import DeviceEntry, ImageOptions
 from eroseal.seal.blob import SealedBlob
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
 
 MakeRecord = Callable[[SealedBlob], Sequence[RecordEntry]]
 """Makes the entries of an image record from the sealed meta blob."""
-_FLAT_DEVICES: Final = 64
-"""Data blobs up to which files are addressed through the unified space: the kernel searches it linearly."""
 
 
 def build(
@@ -158,8 +156,19 @@ class _Build:
         document = ImageDocument(
             sealed.digest, tuple(BlobInfo(blob.digest, blob.data_size, blob.size) for blob in blobs)
         )
-        store.put_image(name, document, self.make_record(sealed), replace=self._options.replace)
+        record = [*self._kept_record(store, name, sealed), *self.make_record(sealed)]
+        store.put_image(name, document, record, replace=self._options.replace)
         return self._result(ingest, blobs)
+
+    def _kept_record(self, store: LocalStore, name: str, sealed: SealedBlob) -> Sequence[RecordEntry]:
+        """What signatures and other entries an image has that is replaced by the same image."""
+        if not self._options.replace or not store.has_image(name):
+            return ()
+        try:
+            document, entries = store.image(name)
+        except ErosealError:
+            return ()  # broken: it is replaced whole
+        return entries if document.image == sealed.digest else ()
 
     # --- reading --------------------------------------------------------------------------------
     def _ingest(self, spools: Spools) -> tuple[Ingest, Directory]:
@@ -174,7 +183,7 @@ class _Build:
             options.params.salt,
             options.chunk_size,
             options.inline_max,
-            self._flat,
+            self._tails,
             options.epoch,
             options.all_root,
             options.timestamp,
@@ -190,7 +199,7 @@ class _Build:
             new_allocator=self._new_allocator,
             blob_per_file=options.blobs is BlobLayout.FILE,
             chunk_size=options.chunk_size,
-            tails=self._flat,
+            tails=self._tails,
             inline_max=options.inline_max,
             adjust=options.adjust if options.adjusts else None,
             warn=self._warn,
@@ -207,8 +216,9 @@ class _Build:
         return ingest, root
 
     @property
-    def _flat(self) -> bool:
-        return self._options.blobs is not BlobLayout.FILE and len(self._bases) < _FLAT_DEVICES
+    def _tails(self) -> bool:
+        """Whether files of a block or more may have inline tails: only next to blocks of the image itself."""
+        return self._options.blobs is BlobLayout.NONE and not self._bases
 
     def _new_allocator(self) -> BlobAllocator:
         if self._options.blobs is BlobLayout.NONE:
@@ -267,7 +277,6 @@ class _Build:
             device_numbers=numbers,
             chunk_size=options.chunk_size,
             epoch=options.epoch,
-            flat=self._flat,
             data_blocks=1 + self._allocators[0].blocks if in_itself else 1,
             uuid=options.uuid,
             packed_files=ingest.packed_files,

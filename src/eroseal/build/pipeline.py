@@ -16,7 +16,8 @@ from itertools import chain, repeat
 from typing import Final
 
 from eroseal.build.pool import Pool
-from eroseal.build.wire import ARENA, BLOCK, LARGE_FILE, LONGEST_TAIL, FileTask, Record, SegmentTask, Write
+from eroseal.build.segments import data_segments
+from eroseal.build.wire import BLOCK, LARGE_FILE, LONGEST_TAIL, FileTask, Record, SegmentTask, Write
 from eroseal.errors import SourceError, UnsupportedError
 from eroseal.format.xattr import split_name
 from eroseal.limits import MAX_DEVICES, MAX_XATTR_VALUE
@@ -53,6 +54,16 @@ class _Large:
     inode: Inode
     path: bytes
     identity: tuple[int, int, int, int]
+    unsettled: int = 0
+    complete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    task: int
+    large: _Large
+    first_chunk: int
+    length: int
 
 
 @dataclass(slots=True)
@@ -303,60 +314,48 @@ class Ingest:
     # --- large files ----------------------------------------------------------------------------
     def _read_large(self) -> None:
         """Read what was put aside, segment by segment, with several segments under way."""
-        waiting: deque[tuple[int, array[int], int, int]] = deque()
-        step = self.chunk_size // BLOCK
+        waiting: deque[_Segment] = deque()
         for large in self._large:
             if self.blob_per_file:
                 while waiting:
-                    self._settle_segment(*waiting.popleft())
+                    self._settle_segment(waiting.popleft())
                 self._allocator = None
-            count = -(-large.inode.size // self.chunk_size)
-            locations = array("Q", [NULL_CHUNK]) * count
-            large.inode.chunks = locations
-            for offset, length in self._segments(large):
+            large.inode.chunks = NULL_CHUNK  # until a segment holds data
+            for offset, length in data_segments(large.path, large.identity):
                 while not self.pool.room():
-                    self._settle_segment(*waiting.popleft())
+                    self._settle_segment(waiting.popleft())
                 self._task += 1
                 task: SegmentTask = (large.path, offset, length, large.identity)
                 self.pool.submit(self._task, "S", task)
-                waiting.append((self._task, locations, offset // self.chunk_size, length))
+                large.unsettled += 1
+                waiting.append(_Segment(self._task, large, offset // self.chunk_size, length))
+            large.complete = True
+            self._compact(large)
         while waiting:
-            self._settle_segment(*waiting.popleft())
-        for large in self._large:
-            assert isinstance(large.inode.chunks, array)
-            large.inode.chunks = compact(large.inode.chunks, step)
+            self._settle_segment(waiting.popleft())
         self._large.clear()
 
-    def _segments(self, large: _Large) -> Iterable[tuple[int, int]]:
-        """(offset, length) of the arena-sized pieces that hold data; holes are never read."""
-        size = large.inode.size
-        try:
-            fd = os.open(large.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise SourceError(f"cannot read: {error.strerror}", where=os.fsdecode(large.path)) from error
-        try:
-            offset = 0
-            while offset < size:
-                try:
-                    offset = os.lseek(fd, offset, os.SEEK_DATA) // ARENA * ARENA
-                except OSError:
-                    return  # ENXIO: nothing but a hole up to the end
-                yield offset, min(ARENA, size - offset)
-                offset += ARENA
-        finally:
-            os.close(fd)
-
-    def _settle_segment(self, task: int, locations: array[int], first_chunk: int, length: int) -> None:
-        result = self.pool.collect(task)
-        step = self.chunk_size // BLOCK
-        blocks = -(-length // BLOCK)
+    def _settle_segment(self, segment: _Segment) -> None:
+        result = self.pool.collect(segment.task)
+        inode, step = segment.large.inode, self.chunk_size // BLOCK
+        if not isinstance(inode.chunks, array):
+            inode.chunks = array("Q", [NULL_CHUNK]) * -(-inode.size // self.chunk_size)
+        blocks = -(-segment.length // BLOCK)
         writes: list[Write] = []
         for number, chunk_id in enumerate(result[3]):
             start = number * step
-            locations[first_chunk + number] = self._chunk(chunk_id, min(step, blocks - start), start, writes)
+            location = self._chunk(chunk_id, min(step, blocks - start), start, writes)
+            inode.chunks[segment.first_chunk + number] = location
         self.pool.settle(result, self.tail_bytes, self.packed_blocks, 0, writes)
+        segment.large.unsettled -= 1
+        self._compact(segment.large)
         if self.progress is not None:
             self.progress(self.totals.files, self.totals.bytes_in)
+
+    def _compact(self, large: _Large) -> None:
+        """Keep one location instead of a list, if one says it all and no segment is missing."""
+        if large.complete and not large.unsettled and isinstance(large.inode.chunks, array):
+            large.inode.chunks = compact(large.inode.chunks, self.chunk_size // BLOCK)
 
 
 def compact(locations: array[int], step: int) -> int | array[int]:

@@ -48,10 +48,13 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End it at once and wait for that."""
+        if self.pid < 0:
+            return
+        pid, self.pid = self.pid, -1  # first: whoever is interrupted here may call it again
+        os.kill(pid, signal.SIGKILL)
         os.close(self.input_fd)
         os.close(self.output_fd)
-        os.kill(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
+        os.waitpid(pid, 0)
 
 
 def start_worker(config: WorkerConfig, others: Sequence[WorkerProcess]) -> WorkerProcess:
@@ -83,7 +86,10 @@ def start_worker(config: WorkerConfig, others: Sequence[WorkerProcess]) -> Worke
 
 def _single_threaded() -> bool:
     """Whether this process has one thread, those of native libraries counted."""
-    return len(os.listdir("/proc/self/task")) == 1
+    try:
+        return len(os.listdir("/proc/self/task")) == 1
+    except OSError:
+        return False  # no /proc: nobody knows
 
 
 def _fork(config: WorkerConfig, task_fd: int, result_fd: int, not_its_own: Sequence[int]) -> int:

@@ -5,6 +5,7 @@ Plain tuples, which marshal packs fastest; their types are named here.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +16,8 @@ LARGE: Final = 1 << 20
 """Bytes above which a file is read in segments, and has no inline tail: it would save less than 0.4 %."""
 LONGEST_TAIL: Final = BLOCK - 32
 """Longest inline tail of a file that also has whole blocks: behind any xattr area it still fits a block."""
+
+OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 FileTask = list[tuple[bytes, list[bytes]]]
 """(directory, names of regular files in it), in canonical order."""
@@ -85,3 +88,9 @@ class ScanError(Exception):
     def __init__(self, what: str, path: bytes, number: int = 0, *, output: bool = False) -> None:
         super().__init__(what, path, number, output)
         self.what, self.path, self.number, self.output = what, path, number, output
+
+
+def identity_of(fd: int) -> tuple[int, int, int, int]:
+    """(st_dev, st_ino, st_size, st_mtime_ns): what a file must keep while it is read."""
+    st = os.fstat(fd)
+    return st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns

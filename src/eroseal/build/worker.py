@@ -20,6 +20,7 @@ a process (`eroseal.build.pool`) or lives in the parent (`--jobs 1`); this modul
 
 from __future__ import annotations
 
+import errno
 import itertools
 import operator
 import os
@@ -33,6 +34,7 @@ from eroseal.build.wire import (
     LARGE,
     LARGE_FILE,
     LONGEST_TAIL,
+    OPEN_FLAGS,
     FileTask,
     PackedRecord,
     Part,
@@ -41,6 +43,7 @@ from eroseal.build.wire import (
     SegmentTask,
     WorkerConfig,
     Write,
+    identity_of,
 )
 from eroseal.crypto.blocks import BlockHasher
 from eroseal.format.digest import HashAlgorithm, TreeParams
@@ -58,7 +61,6 @@ from eroseal.format.erofs import (
 )
 from eroseal.image.placer import Placer, fits_compact
 
-_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 Shortcut = tuple[int, int, int, int, int, bytes]
@@ -158,12 +160,11 @@ class Worker:
         yield self._part(arena, records)
 
     def _read(self, arena: _Arena, record: int, dir_fd: int, name: bytes) -> Record | PackedRecord:
-        fd = os.open(name, _FLAGS, dir_fd=dir_fd)
+        fd = os.open(name, OPEN_FLAGS, dir_fd=dir_fd)
         try:
             data = os.read(fd, BLOCK)
             st = os.fstat(fd)
-            names = os.listxattr(fd)
-            xattrs = read_xattrs(fd, names) if names else None
+            xattrs = read_xattrs(fd)
             size, mode, uid, gid, mtime = st.st_size, st.st_mode, st.st_uid, st.st_gid, st.st_mtime_ns
             if not stat.S_ISREG(mode):
                 raise ScanError("is no regular file any more", name)
@@ -255,14 +256,14 @@ class Worker:
         path, offset, length, expected = task
         arena = self._new_arena()
         try:
-            fd = os.open(path, _FLAGS)
+            fd = os.open(path, OPEN_FLAGS)
             try:
-                if _identity(fd) != expected:
+                if identity_of(fd) != expected:
                     raise ScanError("changed while it was read", path)
                 got = 0
                 while got < length and (more := os.preadv(fd, [arena.view[got:length]], offset + got)):
                     got += more
-                if got != length or _identity(fd) != expected:
+                if got != length or identity_of(fd) != expected:
                     raise ScanError("changed while it was read", path)
             finally:
                 os.close(fd)
@@ -367,15 +368,14 @@ def _write(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
         view, offset = view[done:], offset + done
 
 
-def _identity(fd: int) -> tuple[int, int, int, int]:
-    st = os.fstat(fd)
-    return st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns
-
-
-def read_xattrs(target: int | bytes, names: Sequence[str]) -> tuple[tuple[bytes, bytes], ...]:
-    """Values of these xattrs of a descriptor, or of a path without following symlinks, sorted by name."""
-    if isinstance(target, int):
-        pairs = [(os.fsencode(name), os.getxattr(target, name)) for name in names]
-    else:
-        pairs = [(os.fsencode(name), os.getxattr(target, name, follow_symlinks=False)) for name in names]
-    return tuple(sorted(pairs))
+def read_xattrs(fd: int) -> tuple[tuple[bytes, bytes], ...] | None:
+    """All extended attributes of an open file, sorted by name; None where there are none."""
+    try:
+        names = os.listxattr(fd)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return None  # the file system knows none
+    if not names:
+        return None
+    return tuple(sorted((os.fsencode(name), os.getxattr(fd, name)) for name in names))

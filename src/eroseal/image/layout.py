@@ -32,7 +32,7 @@ from eroseal.format.erofs import (
 from eroseal.format.xattr import FILTER_DEFAULT, HEADER, MAX_SHARED, encode_entry, filter_bit, split_name
 from eroseal.image.placer import BLOCK, SLOTS, Placer, fits_compact
 from eroseal.limits import MAX_CHUNK_BITS, MAX_NAME_LEN, MAX_XATTR_AREA
-from eroseal.tree.model import NO_TAIL, Directory, Inode, Packed, Xattrs
+from eroseal.tree.model import DEVICE_SHIFT, NO_TAIL, Directory, Inode, Packed, Xattrs
 
 META_START: Final = SUPER_OFFSET + SUPER_SIZE
 LARGEST_CHUNK: Final = BLOCK << MAX_CHUNK_BITS
@@ -63,7 +63,6 @@ class ImageOptions:
         device_numbers: provisional device number in chunk locations to device number in the image.
         chunk_size: bytes.
         epoch: the image's own time, in seconds; inodes with exactly this time may be compact.
-        flat: whether contiguous files may be addressed through the unified space.
         data_blocks: blocks at the image's start that are taken (superblock and, without data blobs, chunks).
         uuid: 16 bytes, or None to derive one from the content.
         packed_files, packed_blocks: small files that are packed already, and the blocks that they take.
@@ -73,7 +72,6 @@ class ImageOptions:
     device_numbers: Mapping[int, int] = field(default_factory=dict)
     chunk_size: int = 65536
     epoch: int = 0
-    flat: bool = True
     data_blocks: int = 1
     uuid: bytes | None = None
     packed_files: int = 0
@@ -164,19 +162,23 @@ def is_compact(inode: Inode, epoch: int) -> bool:
 def header_size(inode: Inode, xattr_size: int, options: ImageOptions) -> int:
     """Bytes of inode, xattrs and chunk indexes: all that comes before an inline tail."""
     size = (COMPACT_SIZE if is_compact(inode, options.epoch) else EXTENDED_SIZE) + xattr_size
-    if inode.chunks is None or not (count := chunk_entries(inode, options)):
+    if inode.chunks is None or not (count := chunk_entries(inode)):
         return size
     return size + -size % CHUNK_INDEX_SIZE + count * CHUNK_INDEX_SIZE
 
 
-def chunk_entries(inode: Inode, options: ImageOptions) -> int:
-    """Chunk indexes that a file needs; 0 where a start block says it all."""
+def chunk_entries(inode: Inode) -> int:
+    """Chunk indexes that a file needs; 0 where a start block in the image itself says it all.
+
+    Contiguous content on a data blob takes an index, too: a start block could reach it through the unified address
+    space, and kernels follow that, but erofs-utils up to 1.9.3 reads the wrong device then.
+    """
     chunks = inode.chunks
     if chunks is None:
         return 0
     if isinstance(chunks, array):
         return len(chunks)
-    if options.flat and chunks >> 32 != _U32:
+    if chunks >> DEVICE_SHIFT == 0:
         return 0
     return -(-inode.size // LARGEST_CHUNK)
 

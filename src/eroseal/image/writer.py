@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Callable
 from typing import Final
 
-from eroseal.errors import ErosealError, UnsupportedError
+from eroseal.errors import ErosealError
 from eroseal.format.erofs import (
     CHUNK_INDEX_SIZE,
     CHUNK_INDEXES,
@@ -223,11 +223,11 @@ class ImageWriter:
     def _with_chunks(
         self, index: int, inode: Inode, chunks: int | array[int], tail: bytes
     ) -> tuple[bytes, bytes, bytes]:
-        entries = chunk_entries(inode, self._options)
+        entries = chunk_entries(inode)
         if not entries:
             if isinstance(chunks, array):
                 raise ErosealError("internal error: chunk list without indexes")
-            start = self._unified(chunks)
+            start = chunks  # a block of the image itself: its device number is 0
             layout = LAYOUT_FLAT_INLINE if tail else LAYOUT_FLAT_PLAIN
             return self._pack(index, inode, layout, start), tail, b""
         self._chunked = True
@@ -254,15 +254,6 @@ class ImageWriter:
         if sys.byteorder == "big":
             packed.byteswap()
         return packed.tobytes()
-
-    def _unified(self, location: int) -> int:
-        device, block = location >> DEVICE_SHIFT, location & _BLOCK_MASK
-        if not device:
-            return block
-        slot = self._slots[self._options.device_numbers[device] - 1]
-        if not slot.uniaddr:
-            raise UnsupportedError("the data blobs together exceed 16 TiB, which 32-bit block addresses cannot reach")
-        return slot.uniaddr + block
 
     def _directory(self, index: int, directory: Directory) -> tuple[bytes, bytes, bytes]:
         entries = all_entries(directory)

@@ -6,6 +6,7 @@ them (`eroseal.build.worker`) gets their metadata from the open file for less.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 import stat
@@ -92,7 +93,7 @@ class DirectorySource:
             entry = entries[name]
             if self._exclude and self._excluded(entry.path):
                 continue
-            if entry.is_file(follow_symlinks=False):
+            if _is_file(entry):
                 scanned.files.append(name)
                 scanned.slots.append(len(children))
                 names.append(name)
@@ -140,7 +141,12 @@ class DirectorySource:
         return Directory(st.st_mode, st.st_uid, st.st_gid, seconds, nsec, xattrs, parent=parent)
 
     def _xattrs(self, path: bytes, *, follow: bool = False) -> Xattrs:
-        names = os.listxattr(path, follow_symlinks=follow)
+        try:
+            names = os.listxattr(path, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:
+                raise
+            return ()  # the file system knows none
         if not names:
             return ()
         return tuple(sorted((os.fsencode(name), os.getxattr(path, name, follow_symlinks=follow)) for name in names))
@@ -151,6 +157,13 @@ class DirectorySource:
         return any(
             fnmatch.fnmatchcase(relative, pattern) or fnmatch.fnmatchcase(name, pattern) for pattern in self._exclude
         )
+
+
+def _is_file(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_file(follow_symlinks=False)
+    except OSError as error:  # where the directory does not tell types
+        raise _unreadable(entry.path, error) from error
 
 
 def _unreadable(path: bytes, error: OSError) -> ErosealError:

@@ -1,0 +1,64 @@
+"""The pieces of a large file that hold data: holes are never read."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import Final
+
+from eroseal.build.wire import ARENA, OPEN_FLAGS, identity_of
+from eroseal.errors import SourceError
+
+_NO_HOLES: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY})
+"""What file systems say that cannot tell data from holes."""
+
+
+def data_segments(path: bytes, identity: tuple[int, int, int, int]) -> Iterator[tuple[int, int]]:
+    """(offset, length) of arena-sized pieces, aligned to arenas, that hold data.
+
+    Args:
+        path: of the file.
+        identity: (st_dev, st_ino, st_size, st_mtime_ns) that it must have, now and when the last piece was given:
+            the pieces themselves are checked by who reads them, but nobody reads a hole.
+
+    Raises:
+        SourceError: it cannot be read, or is not the same any more.
+    """
+    where = os.fsdecode(path)
+    try:
+        fd = os.open(path, OPEN_FLAGS)
+        try:
+            _require(fd, identity, where)
+            offset = 0
+            while (start := _next_data(fd, offset, identity[2])) is not None:
+                offset = start // ARENA * ARENA
+                yield offset, min(ARENA, identity[2] - offset)
+                offset += ARENA
+            _require(fd, identity, where)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise SourceError(f"cannot read: {error.strerror}", where=where) from error
+
+
+def _next_data(fd: int, offset: int, size: int) -> int | None:
+    """Where data begins at or behind `offset`; None where there is none up to `size`."""
+    if offset >= size:
+        return None
+    try:
+        start = os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a hole up to the end
+            return None
+        if error.errno in _NO_HOLES:
+            return offset
+        raise
+    return start if start < size else None
+
+
+def _require(fd: int, identity: tuple[int, int, int, int], where: str) -> None:
+    if identity_of(fd) != identity:
+        raise SourceError(
+            "changed while it was read", where=where, hint="build from a snapshot, or when nothing writes there"
+        )

@@ -24,8 +24,11 @@ def endless(place: Path) -> Path:
     source.mkdir()
     for number in range(300):
         (source / f"small{number}").write_text(f"{number}" * 500)
-    with (source / "sparse").open("wb") as file:
-        file.truncate(1 << 40)
+    # Each of many names of a file of 1 MiB is read; only then is it seen that they are one file.
+    (source / "read").mkdir()
+    (source / "read" / "0").write_bytes(os.urandom(1 << 20))
+    for number in range(1, 12_000):
+        os.link(source / "read" / "0", source / "read" / str(number))
     return source
 
 

@@ -10,7 +10,11 @@ from eroseal.build.builder import build
 from eroseal.build.options import BlobLayout, BuildOptions
 from eroseal.errors import SourceError, UsageError
 from eroseal.format.digest import Digest
+from eroseal.image.check import check_image
+from eroseal.image.reader import ImageReader
 from eroseal.store.reference import parse_reference
+from eroseal.store.resolve import resolve
+from eroseal.trust.image import open_self_consistent_image
 
 
 def make_tree(root: Path) -> Path:
@@ -76,3 +80,33 @@ def test_a_failed_build_leaves_no_store(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not a directory"):
         image_of(Path("/etc/hostname"), tmp_path / "store", BuildOptions(jobs=2))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"timestamp": 1_600_000_000}])
+def test_names_outside_the_source_change_nothing(tmp_path: Path, options: dict[str, int]) -> None:
+    source = make_tree(tmp_path / "source")
+    wanted = BuildOptions(jobs=1, durable=False, **options)  # type: ignore[arg-type]
+    alone = image_of(source, tmp_path / "alone", wanted)
+    for number, path in enumerate(sorted(source.iterdir())):
+        if path.is_file():
+            os.link(path, tmp_path / f"outside{number}")
+    assert image_of(source, tmp_path / "linked", wanted) == alone
+
+
+def test_names_inside_the_source_are_one_file(tmp_path: Path) -> None:
+    source = make_tree(tmp_path / "source")
+    for number in range(700):  # so many that they come in several batches
+        os.link(source / "linked", source / "sub" / f"name{number}")
+    result = build(source, parse_reference(f"dir:{tmp_path / 'store'}:i"), BuildOptions(durable=False))
+    with resolve(f"dir:{tmp_path / 'store'}:i") as stored:
+        image = open_self_consistent_image(stored.meta, open_data=stored.open_data)
+        reader = ImageReader(image)
+        inodes = {reader.lookup(b"sub/name%d" % number).nid for number in range(700)}
+        inodes |= {reader.lookup(name).nid for name in (b"linked", b"other name")}
+        assert len(inodes) == 1
+        inode = reader.inode(inodes.pop())
+        assert inode.nlink == 702
+        assert reader.read(inode, 0, 100) == b"linked"
+        assert check_image(reader).warnings == ()
+        assert reader.superblock.inos == check_image(reader).inodes
+    assert result.files == 702 + 16

@@ -195,6 +195,7 @@ class _Build:
         self._stack.callback(pool.stop)
         ingest = Ingest(
             pool=pool,
+            packed_fd=spools.packed,
             index=self._index,
             new_allocator=self._new_allocator,
             blob_per_file=options.blobs is BlobLayout.FILE,
@@ -280,6 +281,7 @@ class _Build:
             data_blocks=1 + self._allocators[0].blocks if in_itself else 1,
             uuid=options.uuid,
             packed_files=ingest.packed_files,
+            packed_serials=ingest.packed_serial,
             packed_blocks=ingest.packed_blocks,
         )
         return MetaBlob(fd, image_options, options.params, spools, options.job_count).write(root)

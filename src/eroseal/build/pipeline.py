@@ -15,17 +15,19 @@ from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Final
 
+from eroseal.build.links import PackedLinks
 from eroseal.build.pool import Pool
 from eroseal.build.segments import data_segments
 from eroseal.build.wire import BLOCK, LARGE_FILE, LONGEST_TAIL, FileTask, Record, SegmentTask, Write
 from eroseal.errors import SourceError, UnsupportedError
 from eroseal.format.xattr import split_name
 from eroseal.limits import MAX_DEVICES, MAX_XATTR_VALUE
-from eroseal.seal.chunker import BlobAllocator, ChunkIndex
+from eroseal.seal.chunker import BlobAllocator, ChunkIndex, compact
 from eroseal.tree.directory import PENDING, ScannedDirectory
 from eroseal.tree.model import DEVICE_SHIFT, NULL_CHUNK, Directory, Inode, Packed, Xattrs
 
 _PACKED_FIELDS: Final = 3
+_PACKED_LINK_FIELDS: Final = 6
 _BATCH_FILES: Final = 256
 """Files of one task: large enough that messages cost little, small enough to keep workers evenly busy."""
 
@@ -72,6 +74,7 @@ class Ingest:
 
     Args:
         pool: the workers.
+        packed_fd: the spool that they write packed blocks to.
         index: known chunks; new ones are added.
         new_allocator: gives the allocator for the next new data blob.
         blob_per_file: start a new blob for each file that has new chunks.
@@ -82,6 +85,7 @@ class Ingest:
     """
 
     pool: Pool
+    packed_fd: int
     index: ChunkIndex
     new_allocator: Callable[[], BlobAllocator]
     blob_per_file: bool
@@ -94,10 +98,12 @@ class Ingest:
     totals: Totals = field(default_factory=Totals)
     tail_bytes: int = 0
     packed_files: int = 0
+    packed_serial: int = 0
     packed_blocks: int = 0
     used_devices: set[int] = field(default_factory=set)
     _allocator: BlobAllocator | None = None
     _links: dict[tuple[int, int], Inode] = field(default_factory=dict)
+    _packed_links: PackedLinks = field(default_factory=PackedLinks)
     _xattrs: dict[Xattrs, Xattrs] = field(default_factory=dict)
     _large: list[_Large] = field(default_factory=list)
     _task: int = 0
@@ -133,6 +139,7 @@ class Ingest:
             self._settle_files(*waiting.popleft())
         self._read_large()
         self.pool.finish()
+        self._packed_links.write_counts(self.packed_fd)
         if root is None:
             raise SourceError("the source is empty: not even a root directory")
         return root
@@ -175,19 +182,30 @@ class Ingest:
             last = result[1]
             records, packed_blocks = result[3]
             writes: list[Write] = []
-            tails_at, serial = self.tail_bytes, self.packed_files + 1
+            dropped: list[int] = []
+            tails_at, serial = self.tail_bytes, self.packed_serial + 1
             start = self.packed_blocks * BLOCK
             # The records come first: zip must not take from the others when a part's records end.
             for record, scanned, slot in zip(records, directories, slots, strict=False):
                 if len(record) == _PACKED_FIELDS:
                     mode, size, offset = record
                     self.packed_files += 1
+                    self.packed_serial += 1
                     self.totals.bytes_in += size
                     scanned.directory.children[slot] = Packed(mode, start + offset)
+                elif len(record) == _PACKED_LINK_FIELDS:
+                    self.packed_serial += 1
+                    packed, first = self._packed_links.settle(record, start)
+                    if first:
+                        self.packed_files += 1
+                        self.totals.bytes_in += record[1]
+                    else:
+                        dropped.append(record[5])
+                    scanned.directory.children[slot] = packed
                 else:
                     scanned.directory.children[slot] = self._settle_file(record, scanned, slot, writes)
             self.totals.files += len(records)
-            self.pool.settle(result, tails_at, self.packed_blocks, serial, writes)
+            self.pool.settle(result, tails_at, self.packed_blocks, serial, dropped, writes)
             self.packed_blocks += packed_blocks
         if self.progress is not None:
             self.progress(self.totals.files, self.totals.bytes_in)
@@ -346,7 +364,7 @@ class Ingest:
             start = number * step
             location = self._chunk(chunk_id, min(step, blocks - start), start, writes)
             inode.chunks[segment.first_chunk + number] = location
-        self.pool.settle(result, self.tail_bytes, self.packed_blocks, 0, writes)
+        self.pool.settle(result, self.tail_bytes, self.packed_blocks, 0, [], writes)
         segment.large.unsettled -= 1
         self._compact(segment.large)
         if self.progress is not None:
@@ -356,24 +374,6 @@ class Ingest:
         """Keep one location instead of a list, if one says it all and no segment is missing."""
         if large.complete and not large.unsettled and isinstance(large.inode.chunks, array):
             large.inode.chunks = compact(large.inode.chunks, self.chunk_size // BLOCK)
-
-
-def compact(locations: array[int], step: int) -> int | array[int]:
-    """One location if all chunks follow each other (or all are zeros), else the array as it is.
-
-    Args:
-        locations: of a file's chunks.
-        step: blocks of a whole chunk.
-    """
-    first = locations[0]
-    if first == NULL_CHUNK:
-        return first if locations.count(NULL_CHUNK) == len(locations) else locations
-    if locations[-1] != first + (len(locations) - 1) * step:
-        return locations
-    for number, location in enumerate(locations):
-        if location != first + number * step:
-            return locations
-    return first
 
 
 def check_devices(count: int) -> None:

@@ -34,7 +34,9 @@ class Pool(Protocol):
         """Wait for the next part of this task."""
         ...
 
-    def settle(self, result: Result, tails_at: int, packed_at: int, serial: int, writes: list[Write]) -> None:
+    def settle(
+        self, result: Result, tails_at: int, packed_at: int, serial: int, dropped: list[int], writes: list[Write]
+    ) -> None:
         """Have an arena written."""
         ...
 
@@ -76,8 +78,10 @@ class LocalPool:
             self._task = None
         return result
 
-    def settle(self, result: Result, tails_at: int, packed_at: int, serial: int, writes: list[Write]) -> None:
-        self._worker.settle(result[2], tails_at, packed_at, serial, writes)
+    def settle(
+        self, result: Result, tails_at: int, packed_at: int, serial: int, dropped: list[int], writes: list[Write]
+    ) -> None:
+        self._worker.settle(result[2], tails_at, packed_at, serial, dropped, writes)
 
     def finish(self) -> None:
         """Nothing is under way."""
@@ -128,8 +132,10 @@ class ProcessPool:
             self._owner[task].tasks.discard(task)
         return result
 
-    def settle(self, result: Result, tails_at: int, packed_at: int, serial: int, writes: list[Write]) -> None:
-        self._owner[result[0]].send(("W", result[2], (tails_at, packed_at, serial, writes)))
+    def settle(
+        self, result: Result, tails_at: int, packed_at: int, serial: int, dropped: list[int], writes: list[Write]
+    ) -> None:
+        self._owner[result[0]].send(("W", result[2], (tails_at, packed_at, serial, dropped, writes)))
         if result[1]:
             del self._owner[result[0]], self._parts[result[0]]
 

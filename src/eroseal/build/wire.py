@@ -17,6 +17,8 @@ LARGE: Final = 1 << 20
 LONGEST_TAIL: Final = BLOCK - 32
 """Longest inline tail of a file that also has whole blocks: behind any xattr area it still fits a block."""
 
+MOST_COMPACT_LINKS: Final = 0xFFFF
+"""Names that a compact inode can count."""
 OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 FileTask = list[tuple[bytes, list[bytes]]]
@@ -43,7 +45,10 @@ chunk of zeros), and for a file of several chunks with a tail (whether the tail'
 of the last chunk with the tail's block)."""
 PackedRecord = tuple[int, int, int]
 """mode, size and, within the part's packed blocks, the byte offset of a small file's inode."""
-Part = tuple[list[Record | PackedRecord], int]
+PackedLinkRecord = tuple[int, int, int, bool, tuple[int, int], int]
+"""As PackedRecord, for a file that has several names, here or elsewhere: mode, size, offset, whether its inode is
+compact, (st_dev, st_ino), and the index of this record in its part."""
+Part = tuple[list[Record | PackedRecord | PackedLinkRecord], int]
 """Records of some files of a task, and the number of packed blocks."""
 
 Write = tuple[int, int, int]
@@ -94,3 +99,14 @@ def identity_of(fd: int) -> tuple[int, int, int, int]:
     """(st_dev, st_ino, st_size, st_mtime_ns): what a file must keep while it is read."""
     st = os.fstat(fd)
     return st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns
+
+
+def adjusted(config: WorkerConfig, uid: int, gid: int, mtime: int) -> tuple[int, int, int]:
+    """Owner and mtime (in ns) as the ownership and time options want them."""
+    if config.all_root:
+        uid = gid = 0
+    if config.timestamp is not None:
+        mtime = config.timestamp * 1_000_000_000
+    elif config.clamp is not None:
+        mtime = min(mtime, config.clamp * 1_000_000_000)
+    return uid, gid, mtime

@@ -34,8 +34,10 @@ from eroseal.build.wire import (
     LARGE,
     LARGE_FILE,
     LONGEST_TAIL,
+    MOST_COMPACT_LINKS,
     OPEN_FLAGS,
     FileTask,
+    PackedLinkRecord,
     PackedRecord,
     Part,
     Record,
@@ -43,6 +45,7 @@ from eroseal.build.wire import (
     SegmentTask,
     WorkerConfig,
     Write,
+    adjusted,
     identity_of,
 )
 from eroseal.crypto.blocks import BlockHasher
@@ -65,6 +68,7 @@ _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 Shortcut = tuple[int, int, int, int, int, bytes]
 """mode, uid, gid, mtime in seconds, its nanoseconds, content."""
+Records = list[Record | PackedRecord | PackedLinkRecord]
 ReadSmall = Callable[[int, list[bytes], int], list[Shortcut | None]]
 Owner = tuple[int, int, int, int, int]
 """mode, uid, gid, mtime in seconds, its nanoseconds."""
@@ -87,10 +91,13 @@ _PLACE_LATER: Final = (0, 0, 0)
 class _Small:
     """A small file on its way into packed blocks; `record` is its index in the part's records."""
 
-    __slots__ = ("compact", "data", "offset", "owner", "record", "slots")
+    __slots__ = ("compact", "data", "link", "offset", "owner", "record", "slots")
 
-    def __init__(self, record: int, owner: Owner, data: bytes, *, compact: bool, slots: int) -> None:
+    def __init__(
+        self, record: int, owner: Owner, data: bytes, link: tuple[int, int] | None, *, compact: bool, slots: int
+    ) -> None:
         self.record, self.owner, self.data, self.compact, self.slots = record, owner, data, compact, slots
+        self.link = link
         self.offset = 0
 
 
@@ -134,7 +141,7 @@ class Worker:
     # --- reading --------------------------------------------------------------------------------
     def scan(self, task: FileTask) -> Iterator[tuple[int, Part]]:
         """Read a batch of files; yields (arena number, part) whenever an arena is full, and at the end."""
-        arena, records = self._new_arena(), list[Record | PackedRecord]()
+        arena, records = self._new_arena(), Records()
         for directory, names in task:
             try:
                 dir_fd = os.open(directory, _DIR_FLAGS)
@@ -145,7 +152,7 @@ class Worker:
                     if arena.used > ARENA - LARGE:
                         yield self._part(arena, records)
                         arena, records = self._new_arena(), []
-                    if small is not None and self._pack(arena, len(records), *small):
+                    if small is not None and self._pack(arena, len(records), small, None):
                         records.append(_PLACE_LATER)
                         continue
                     try:
@@ -159,7 +166,7 @@ class Worker:
                 os.close(dir_fd)
         yield self._part(arena, records)
 
-    def _read(self, arena: _Arena, record: int, dir_fd: int, name: bytes) -> Record | PackedRecord:
+    def _read(self, arena: _Arena, record: int, dir_fd: int, name: bytes) -> Record | PackedRecord | PackedLinkRecord:
         fd = os.open(name, OPEN_FLAGS, dir_fd=dir_fd)
         try:
             data = os.read(fd, BLOCK)
@@ -172,8 +179,10 @@ class Worker:
                 uid, gid, mtime = adjusted(self._config, uid, gid, mtime)
             link = (st.st_dev, st.st_ino, st.st_nlink) if st.st_nlink > 1 else None
             if len(data) == size <= self._config.inline_max:
-                when = divmod(mtime, 1_000_000_000)
-                if xattrs is None and link is None and self._pack(arena, record, mode, uid, gid, *when, data):
+                small = (mode, uid, gid, *divmod(mtime, 1_000_000_000), data)
+                # With more names than a compact inode counts, its form depends on how many are in the source.
+                packable = xattrs is None and st.st_nlink <= MOST_COMPACT_LINKS
+                if packable and self._pack(arena, record, small, link and link[:2]):
                     return _PLACE_LATER
                 if size:
                     arena.tails.append(data)
@@ -200,26 +209,28 @@ class Worker:
             return itertools.repeat(None, len(names))
         return _read_small(dir_fd, names, self._config.inline_max)
 
-    def _pack(
-        self, arena: _Arena, record: int, mode: int, uid: int, gid: int, seconds: int, nsec: int, data: bytes
-    ) -> bool:
+    def _pack(self, arena: _Arena, record: int, small: Shortcut, link: tuple[int, int] | None) -> bool:
         """Put a small file aside for packing; False where it and its inode do not fit a block, or may not be packed."""
         if not self._config.pack:
             return False
+        mode, uid, gid, seconds, nsec, data = small
         compact = fits_compact(self._config.epoch, seconds, nsec, uid, gid)
         slots = ((COMPACT_SIZE if compact else EXTENDED_SIZE) + len(data) + NID_SLOT - 1) // NID_SLOT
         if slots > BLOCK // NID_SLOT:
             return False
-        owner = (mode, uid, gid, seconds, nsec)
-        arena.packed.append(_Small(record, owner, data, compact=compact, slots=slots))
+        arena.packed.append(_Small(record, (mode, uid, gid, seconds, nsec), data, link, compact=compact, slots=slots))
         return True
 
-    def _part(self, arena: _Arena, records: list[Record | PackedRecord]) -> tuple[int, Part]:
+    def _part(self, arena: _Arena, records: Records) -> tuple[int, Part]:
         """Finish an arena: give its small files their places, the largest first, which wastes least."""
         placer = arena.placer
         for small in sorted(arena.packed, key=_slots_of, reverse=True):
             small.offset = placer.best_fit(small.slots)
-            records[small.record] = (small.owner[0], len(small.data), small.offset)
+            mode, size = small.owner[0], len(small.data)
+            if small.link is None:
+                records[small.record] = (mode, size, small.offset)
+            else:
+                records[small.record] = (mode, size, small.offset, small.compact, small.link, small.record)
         return self._keep(arena), (records, placer.end // BLOCK)
 
     def _chunks(
@@ -290,7 +301,15 @@ class Worker:
         return ids
 
     # --- writing --------------------------------------------------------------------------------
-    def settle(self, number: int, tails_at: int, packed_at: int, serial: int, writes: Sequence[Write]) -> None:
+    def settle(
+        self,
+        number: int,
+        tails_at: int,
+        packed_at: int,
+        serial: int,
+        dropped: Sequence[int],
+        writes: Sequence[Write],
+    ) -> None:
         """Write what the parent decided of an arena, and give the arena back.
 
         Args:
@@ -298,6 +317,7 @@ class Worker:
             tails_at: byte offset in the tail spool for all tails of the arena.
             packed_at: block in the packed spool for its packed blocks.
             serial: i_ino of the first packed file.
+            dropped: indexes of records whose packed file is not wanted: it is a further name of one that was kept.
             writes: runs of new blocks, see `Write`.
         """
         arena = self._arenas.pop(number)
@@ -307,7 +327,7 @@ class Worker:
             if arena.tails:
                 _write(config.tails_fd, b"".join(arena.tails), tails_at)
             if arena.packed:
-                _write(config.packed_fd, self._packed(arena, serial), packed_at * BLOCK)
+                _write(config.packed_fd, self._packed(arena, serial, frozenset(dropped)), packed_at * BLOCK)
             for source, blocks, target in writes:
                 end = source + blocks
                 _write(config.data_fd, arena.view[source * BLOCK : end * BLOCK], target * BLOCK)
@@ -317,11 +337,13 @@ class Worker:
         arena.reset()
         self._spare.append(arena)
 
-    def _packed(self, arena: _Arena, serial: int) -> bytearray:
+    def _packed(self, arena: _Arena, serial: int, dropped: frozenset[int]) -> bytearray:
         """The packed blocks: each file's inode, and its bytes right behind."""
         blocks = bytearray(arena.placer.end)
         pack_extended, pack_compact = INODE_EXTENDED.pack_into, INODE_COMPACT.pack_into
         for number, small in enumerate(arena.packed, serial):
+            if small.record in dropped:
+                continue
             mode, uid, gid, seconds, nsec = small.owner
             offset, data = small.offset, small.data
             size = len(data)
@@ -345,17 +367,6 @@ class Worker:
         self._next += 1
         self._arenas[self._next] = arena
         return self._next
-
-
-def adjusted(config: WorkerConfig, uid: int, gid: int, mtime: int) -> tuple[int, int, int]:
-    """Owner and mtime (in ns) as the ownership and time options want them."""
-    if config.all_root:
-        uid = gid = 0
-    if config.timestamp is not None:
-        mtime = config.timestamp * 1_000_000_000
-    elif config.clamp is not None:
-        mtime = min(mtime, config.clamp * 1_000_000_000)
-    return uid, gid, mtime
 
 
 _slots_of = operator.attrgetter("slots")

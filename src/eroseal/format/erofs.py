@@ -224,6 +224,10 @@ assert INODE_COMPACT.size == COMPACT_SIZE
 INODE_EXTENDED: Final = struct.Struct("<HHHHQIIIIqII16x")
 assert INODE_EXTENDED.size == EXTENDED_SIZE
 
+COMPACT_NLINK_AT: Final = 6
+EXTENDED_NLINK_AT: Final = 0x2C
+"""Byte offsets of the link count in both forms."""
+
 
 @dataclass(frozen=True, slots=True)
 class RawInode:

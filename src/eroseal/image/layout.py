@@ -65,7 +65,8 @@ class ImageOptions:
         epoch: the image's own time, in seconds; inodes with exactly this time may be compact.
         data_blocks: blocks at the image's start that are taken (superblock and, without data blobs, chunks).
         uuid: 16 bytes, or None to derive one from the content.
-        packed_files, packed_blocks: small files that are packed already, and the blocks that they take.
+        packed_files, packed_serials, packed_blocks: small files that are packed already, the highest i_ino among
+            them, and the blocks that they take.
     """
 
     devices: tuple[DeviceEntry, ...] = ()
@@ -75,6 +76,7 @@ class ImageOptions:
     data_blocks: int = 1
     uuid: bytes | None = None
     packed_files: int = 0
+    packed_serials: int = 0
     packed_blocks: int = 0
 
 

@@ -132,7 +132,7 @@ class ImageWriter:
             for device, uniaddr in blocks_of_devices(options, self.blocks)
         ]
         self._chunked = False
-        self._serial = options.packed_files + 1
+        self._serial = options.packed_serials + 1
 
     def write(self, fd: int) -> Superblock:
         """Write all but chunk data and packed blocks to `fd`; gives the superblock, as it stands at byte 1024.

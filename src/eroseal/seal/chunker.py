@@ -11,7 +11,7 @@ from array import array
 from typing import Final
 
 from eroseal.errors import UnsupportedError, UsageError
-from eroseal.tree.model import DEVICE_SHIFT
+from eroseal.tree.model import DEVICE_SHIFT, NULL_CHUNK
 
 _BLOCKS_BYTES: Final = 2
 _START_SLOTS: Final = 1 << 12
@@ -133,3 +133,21 @@ class BlobAllocator:
             raise UnsupportedError("one data blob cannot hold more than 16 TiB of chunks", hint="build parts of it")
         self.chunk_blocks.append(blocks)
         return at
+
+
+def compact(locations: array[int], step: int) -> int | array[int]:
+    """One location if all chunks follow each other (or all are zeros), else the array as it is.
+
+    Args:
+        locations: of a file's chunks.
+        step: blocks of a whole chunk.
+    """
+    first = locations[0]
+    if first == NULL_CHUNK:
+        return first if locations.count(NULL_CHUNK) == len(locations) else locations
+    if locations[-1] != first + (len(locations) - 1) * step:
+        return locations
+    for number, location in enumerate(locations):
+        if location != first + number * step:
+            return locations
+    return first

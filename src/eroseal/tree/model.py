@@ -145,8 +145,10 @@ class Directory(Inode):
                 yield child
 
     def packed(self) -> Iterator[Packed]:
-        """Every packed file of this directory and those below."""
+        """Every packed file of this directory and those below, once however many names it has."""
+        seen: set[int] = set()
         for directory in self.directories():
             for child in directory.children:
-                if isinstance(child, Packed):
+                if isinstance(child, Packed) and id(child) not in seen:
+                    seen.add(id(child))
                     yield child

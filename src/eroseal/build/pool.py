@@ -55,7 +55,6 @@ class LocalPool:
     def __init__(self, config: WorkerConfig) -> None:
         self._worker = Worker(config)
         self._task: tuple[int, str, Any] | None = None
-        self._parts: deque[Result] = deque()
         self._scan: Any = None
 
     def room(self) -> bool:

@@ -90,7 +90,7 @@ class Placer:
             if not stack:
                 self._mask &= ~(1 << size)
             if position < self.end - OPEN_BLOCKS * BLOCK:
-                # Too far back for the writer's window. What lies below it in the stack is older still.
+                # Too far back for the writer's window, and what lies below it in the stack mostly is, too.
                 stack.clear()
                 self._mask &= ~(1 << size)
                 continue

@@ -10,7 +10,7 @@ import errno
 import fnmatch
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,7 +18,6 @@ from eroseal.errors import ErosealError, SourceError, UnsupportedError
 from eroseal.limits import MAX_SYMLINK
 from eroseal.tree.model import Directory, Inode, Xattrs
 
-Warn = Callable[[str], None]
 PENDING: Final = Inode(0, 0, 0, 0, 0, 0)
 """Stands in `children` for a regular file that is not read yet."""
 
@@ -47,18 +46,14 @@ class DirectorySource:
         path: the directory.
         exclude: glob patterns; a path (relative, without leading slash) or a last component that matches is left
             out with all below it.
-        warn: called with a sentence for what is left out (sockets are kept, unknown xattr names are not).
 
     Raises:
         SourceError: from `walk`, for what cannot be read.
     """
 
-    def __init__(
-        self, path: str | bytes | os.PathLike[str], *, exclude: Sequence[str] = (), warn: Warn | None = None
-    ) -> None:
+    def __init__(self, path: str | bytes | os.PathLike[str], *, exclude: Sequence[str] = ()) -> None:
         self._root = os.fsencode(path)
         self._exclude = [os.fsencode(pattern.strip("/")) for pattern in exclude]
-        self._warn = warn or (lambda text: None)
         self._links: dict[tuple[int, int], Inode] = {}
 
     def walk(self) -> Iterator[ScannedDirectory]:

@@ -6,7 +6,6 @@ that the tree of a million files fits in memory whatever their sizes.
 
 from __future__ import annotations
 
-import stat
 from array import array
 from collections.abc import Iterator
 from typing import Final
@@ -72,11 +71,6 @@ class Inode:
         self.target = b""
         self.rdev = (0, 0)
         self.position = 0
-
-    @property
-    def is_directory(self) -> bool:
-        """Whether this is a `Directory`."""
-        return stat.S_ISDIR(self.mode)
 
 
 class Packed:

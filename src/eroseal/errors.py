@@ -9,6 +9,8 @@ Everything that a caller can meet derives from `ErosealError`; foreign exception
     ├── NotFoundError            1   an image, a blob, or a path in an image does not exist
     ├── UnsupportedError         1   valid, but not something this version handles
     ├── KeyMaterialError         1   a key or certificate is broken, expired or does not match
+    ├── RemoteError              1   a server cannot be reached, fails, or breaks its protocol
+    ├── AccessError              4   a server does not let us: no credentials, or not the right ones
     ├── FormatError              3   bytes that break a format: malformed records, hostile images
     └── VerificationError        3   a numbered step of the verifier refused
         ├── IntegrityError       3   bytes differ from what the digest says (blob, offset, level)
@@ -68,6 +70,16 @@ class UnsupportedError(ErosealError):
 
 class KeyMaterialError(ErosealError):
     """A key or certificate that cannot be used."""
+
+
+class RemoteError(ErosealError):
+    """A server cannot be reached, fails again and again, or breaks its protocol."""
+
+
+class AccessError(ErosealError):
+    """A server does not let us."""
+
+    exit_code = 4
 
 
 class FormatError(ErosealError):

@@ -25,6 +25,8 @@ MAX_SALT: Final = 32
 """Bytes of salt: `struct fsverity_descriptor` has room for 32."""
 MAX_DEVICES: Final = 65_535
 """Data blobs of an image: `extra_devices` has 16 bits."""
+MAX_STACK_LAYERS: Final = 127
+"""Layers of a stack or of a source image: what container engines allow, and overlayfs mounts (up to 500) can hold."""
 
 # --- EROFS metadata (erofs_fs.h and the kernel's own limits) ---
 MAX_SB_EXTSLOTS: Final = 184
@@ -87,3 +89,23 @@ MAX_BAD_BLOCKS: Final = 65_536
 # --- lists of rules by path ---
 MAX_RULES_FILE: Final = 64 << 20
 """Bytes of a list of owners or SELinux contexts: a hundred times the largest policy of a distribution."""
+
+# --- archives ---
+MAX_ARCHIVE_ENTRIES: Final = 1 << 22
+"""Entries of one tar archive: 35 times /usr of a distribution; each costs memory, and compresses to nothing."""
+MAX_ARCHIVE_BYTES: Final = 1 << 44
+"""Bytes of content, holes counted, of one tar archive: all that 32-bit block addresses reach."""
+MAX_ARCHIVE_FILE: Final = 1 << 40
+"""Bytes of one file in an archive: a sparse one costs memory for each chunk without having sent a byte of it."""
+MAX_TAR_EXTENSION: Final = 4 << 20
+"""Bytes of one PAX header, long name or sparse map: 65,535 bytes an xattr, and dozens of them, fit."""
+MAX_SPARSE_PIECES: Final = 1 << 18
+"""Data pieces of one sparse file: a map of that many has megabytes."""
+
+# --- containers and stores ---
+MAX_MANIFEST: Final = 4 << 20
+"""Bytes of a manifest, index or image config: what registries take (distribution specification)."""
+MAX_TAGS: Final = 100_000
+"""Tags that are listed of one repository, and objects of `index.json`."""
+MAX_JSON_BODY: Final = 16 << 20
+"""Bytes of any other JSON answer of a server: a page of tags, a token."""

@@ -53,7 +53,8 @@ THIRD_PARTY: dict[str, frozenset[str]] = {
     "format": frozenset({"google_crc32c", "xxhash"}),
     "crypto": frozenset({"cryptography"}),
     "trust": frozenset({"cryptography", "msgspec"}),  # the policy holds certificates and public keys
-    "store": frozenset({"msgspec"}),
+    "tree": frozenset({"zstandard"}),
+    "store": frozenset({"httpx2", "msgspec", "obstore", "stamina"}),
     "report": frozenset({"msgspec"}),
     "cli": frozenset({"click", "click_man", "msgspec", "rich"}),
 }

@@ -91,7 +91,7 @@ def test_a_build_does_not_load_cryptography(place: Path) -> None:
         (["build", "a", "b.erofs", "--inline-max", "5000"], "4095"),
         (["build", "a", "b.erofs", "--blobs", "build"], "needs a store"),
         (["build", "a", "dir:store:.hidden"], "not an image name"),
-        (["build", "a", "oci:there:tag"], "not supported"),
+        (["build", "a", "oci:there:.tag"], "not a tag"),
         (["build", "a", "b.erofs", "--name", "x"], "are signed"),
         (["build", "a", "b.erofs", "--key", "k"], "belong together"),
         (["verify"], "nothing to verify"),

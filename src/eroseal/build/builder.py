@@ -22,7 +22,7 @@ from eroseal.build.pipeline import Ingest, check_devices
 from eroseal.build.pool import LocalPool, Pool, ProcessPool
 from eroseal.build.spools import Spools
 from eroseal.build.wire import BLOCK, ScanError, WorkerConfig
-from eroseal.errors import ErosealError, SourceError, UsageError
+from eroseal.errors import ErosealError, SourceError, UnsupportedError, UsageError
 from eroseal.format.record import RecordEntry
 from eroseal.image.layout import DeviceEntry, ImageOptions
 from eroseal.seal.blob import SealedBlob
@@ -31,7 +31,7 @@ from eroseal.store.atomic import output_error
 from eroseal.store.document import BlobInfo, ImageDocument
 from eroseal.store.local import LocalStore
 from eroseal.store.protocol import BlobWriter
-from eroseal.store.reference import FileReference, Reference
+from eroseal.store.reference import FileReference, Reference, StoreReference
 from eroseal.tree.attributes import apply_attributes
 from eroseal.tree.directory import DirectorySource
 from eroseal.tree.model import Directory
@@ -75,6 +75,8 @@ def build(
         job.make_record = record or job.make_record
         if isinstance(target, FileReference):
             return job.to_file(target, bases)
+        if not isinstance(target, StoreReference):
+            raise UnsupportedError("cannot build into this kind of place yet", where=str(target))
         return job.to_store(target.store, target.name, bases)
 
 

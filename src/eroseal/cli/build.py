@@ -187,9 +187,14 @@ def _show(done: BuildResult, reference: Reference, options: BuildOptions, *, as_
 
 def _check_apart(source: str, target: Reference) -> None:
     """Refuse a target inside the source: the build would read what it writes."""
-    from eroseal.store.reference import StoreReference
+    from eroseal.store.reference import FileReference, LayoutReference, StoreReference
 
-    place = target.store if isinstance(target, StoreReference) else Path(os.path.dirname(target.path) or ".")
+    if isinstance(target, FileReference):
+        place = Path(os.path.dirname(target.path) or ".")
+    elif isinstance(target, StoreReference | LayoutReference):
+        place = target.store
+    else:
+        return
     root = os.path.realpath(source)
     if os.path.commonpath([root, os.path.realpath(place)]) == root and os.path.isdir(root):
         raise UsageError(

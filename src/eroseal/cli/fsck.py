@@ -6,6 +6,7 @@ import click
 
 from eroseal.cli import output
 from eroseal.cli.params import jobs_option, json_option, verb
+from eroseal.errors import UsageError
 
 
 @verb("fsck", "Check a store.")
@@ -22,9 +23,12 @@ def command(store: str, quick: bool, jobs: int | None, as_json: bool) -> int:
     from eroseal.report.document import size_text
     from eroseal.store.fsck import check_store
     from eroseal.store.local import LocalStore
-    from eroseal.store.reference import parse_store
+    from eroseal.store.reference import StoreReference, parse_store
 
-    opened = LocalStore.open(parse_store(store))
+    reference = parse_store(store).reference
+    if not isinstance(reference, StoreReference):
+        raise UsageError("only a store in a directory can be checked", where=store, hint="dir:PATH or PATH")
+    opened = LocalStore.open(reference.store)
     with output.Progress("checking", quiet=as_json) as progress:
         report = check_store(opened, data=not quick, jobs=jobs, progress=progress.add)
     if as_json:

@@ -8,17 +8,21 @@ Parsing is strict: what `encode` would not write is refused, so a statement has 
 from __future__ import annotations
 
 import enum
+import hashlib
 import string
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from eroseal.errors import FormatError, UsageError
 from eroseal.format.digest import Digest
-from eroseal.limits import MAX_NAME, MAX_SIGNATURE, MAX_STATEMENT
+from eroseal.limits import MAX_NAME, MAX_SIGNATURE, MAX_STACK_LAYERS, MAX_STATEMENT
 
 STATEMENT_PREFIX: Final = b"eroseal-image-v1\0"
 _STACK_KIND: Final = "stack-sha256:"
+_STACK_PREFIX: Final = b"eroseal-stack-v1\0"
+_COUNT: Final = struct.Struct("<I")
 
 _LENGTH: Final = struct.Struct("<H")
 _NUMBERS: Final = struct.Struct("<QQ")
@@ -53,6 +57,23 @@ class StackDigest:
 
     def __str__(self) -> str:
         return _STACK_KIND + self.value.hex()
+
+    @classmethod
+    def of(cls, images: Sequence[Digest]) -> StackDigest:
+        """The digest of a stack: SHA-256 over a prefix, the count, and the layers' image digests, the lowest first.
+
+        Each digest is hashed in its spelling, behind its length, so that no two stacks share an input; see
+        docs/format.md, "Stacks".
+
+        Raises:
+            FormatError: no layers, or more than MAX_STACK_LAYERS.
+        """
+        if not 1 <= len(images) <= MAX_STACK_LAYERS:
+            raise FormatError(f"a stack has 1 to {MAX_STACK_LAYERS} layers, not {len(images)}")
+        texts = [str(image).encode("ascii") for image in images]
+        parts = [_STACK_PREFIX, _COUNT.pack(len(texts))]
+        parts += [_LENGTH.pack(len(text)) + text for text in texts]
+        return cls(hashlib.sha256(b"".join(parts)).digest())
 
     @classmethod
     def parse(cls, text: str) -> StackDigest:

@@ -19,7 +19,7 @@ from eroseal.format.digest import Digest
 from eroseal.limits import MAX_IMAGE_RECORD
 from eroseal.readat import FileAt
 from eroseal.store.atomic import is_abandoned, is_temporary
-from eroseal.store.document import MAX_IMAGE_DOCUMENT, BlobInfo, ImageDocument
+from eroseal.store.document import MAX_IMAGE_DOCUMENT, BlobInfo, Document, ImageDocument, parse_document
 from eroseal.store.layout import (
     LOCK_NAME,
     complete_size,
@@ -217,7 +217,7 @@ class _Check:
                 else:
                     yield digest, status.st_size
 
-    def _documents(self) -> Iterator[tuple[str, ImageDocument]]:
+    def _documents(self) -> Iterator[tuple[str, Document]]:
         for name in listing(self.store.path / "images"):
             path = self.store.path / "images" / name
             if record_owner(name) is not None:
@@ -229,13 +229,13 @@ class _Check:
                 data = read_small(path, limit=MAX_IMAGE_DOCUMENT)
                 if data is not None:
                     self.images += 1
-                    yield name, ImageDocument.parse(data, where=str(path))
+                    yield name, parse_document(data, where=str(path))
             except FormatError as error:
                 self._add("broken-document", path, error.what, "copy or build the image again")
             except ErosealError as error:
                 self._add("unreadable", path, error.what, "check permissions and the disk")
 
-    def _image(self, name: str, document: ImageDocument) -> None:
+    def _image(self, name: str, document: Document) -> None:
         path = self.store.image_path(name)
         for blob in dict.fromkeys(document.blobs):
             self.documented[blob.digest] = blob
@@ -249,7 +249,8 @@ class _Check:
             elif size != blob.size:
                 what = f"blob {blob.digest} has {size} bytes, the document says {blob.size}"
                 self._add("wrong-size", path, what, "delete the blob, then copy or build the image again")
-        self._devices(path, document)
+        for layer in document.layers:
+            self._devices(path, layer)
 
     def _devices(self, path: Path, document: ImageDocument) -> None:
         """The verified device table decides what an image consists of; its document must say the same."""
@@ -269,7 +270,7 @@ class _Check:
             what = "the document's blobs or their data sizes are not those of the image's device table"
             self._add("wrong-devices", path, what, "copy or build the image again")
 
-    def _records(self, documents: dict[str, ImageDocument]) -> None:
+    def _records(self, documents: dict[str, Document]) -> None:
         for entry in listing(self.store.path / "images"):
             name = record_owner(entry)
             if name is None:

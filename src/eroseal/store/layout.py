@@ -14,6 +14,7 @@ from typing import Final
 from eroseal.errors import ErosealError, FormatError, NotFoundError
 from eroseal.format.digest import Digest, HashAlgorithm
 from eroseal.format.record import FOOTER_SIZE, IMAGE_MAGIC, Footer, RecordEntry, parse_record, record_length
+from eroseal.format.statement import ImageDigest
 from eroseal.limits import MAX_IMAGE_RECORD
 from eroseal.readat import FileAt
 from eroseal.store.reference import RECORD_SUFFIX
@@ -38,6 +39,11 @@ def digest_of_path(prefix: str, rest: str) -> Digest | None:
             if len(digits) == 2 * algorithm.digest_size:
                 return Digest(algorithm, bytes.fromhex(digits))
     return None
+
+
+def record_name(name: str, image: ImageDigest) -> str:
+    """The file name of the record of this image under this name."""
+    return f"{name}.{image.value.hex()[:BINDING_DIGITS]}{RECORD_SUFFIX}"
 
 
 def record_owner(file_name: str) -> str | None:

@@ -19,57 +19,54 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Self
 
 from eroseal.errors import NotFoundError, OutputError
-from eroseal.format.digest import Digest
 from eroseal.format.record import RecordEntry
+from eroseal.format.statement import ImageDigest
 from eroseal.limits import MAX_IMAGE_RECORD
-from eroseal.readat import FileAt, ReadAt
 from eroseal.store.atomic import (
     exclusive_lock,
     exists_error,
     note_unfinished,
     output_error,
-    remove_abandoned,
     sync_directory,
     write_atomic,
 )
-from eroseal.store.batch import BlobBatch
-from eroseal.store.blobwriter import LocalBlobWriter
-from eroseal.store.copying import copy_source
-from eroseal.store.document import MAX_IMAGE_DOCUMENT, ImageDocument
-from eroseal.store.layout import (
-    BINDING_DIGITS,
-    LOCK_NAME,
-    complete_size,
-    digest_of_path,
-    is_blob_prefix,
-    is_plain_file,
-    listing,
-    parse_whole_record,
-    read_small,
-    record_owner,
-)
+from eroseal.store.document import MAX_IMAGE_DOCUMENT, Document, parse_document
+from eroseal.store.layout import LOCK_NAME, listing, parse_whole_record, read_small, record_name, record_owner
+from eroseal.store.local_blobs import LocalBlobs
 from eroseal.store.protocol import RecordChange, encode_image_record, replaced_error
-from eroseal.store.reference import RECORD_SUFFIX, check_name, is_image_name
+from eroseal.store.reference import check_name, is_image_name
 
 
-class LocalStore:
-    """A store in a directory; implements `BlobStore` and `ImageStore`.
+class LocalStore(LocalBlobs):
+    """A store in a directory; implements `Store`.
 
     Made by `open` or `create`. Methods may be called from several threads and processes at once.
     """
 
-    __slots__ = ("_cleaned", "_created", "_durable", "path")
+    __slots__ = ("_created",)
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:
-        self.path = path
-        self._durable = durable
-        self._cleaned = False
+        super().__init__(path, durable=durable)
         self._created: list[Path] = []
+
+    @property
+    def where(self) -> str:
+        return f"dir:{self.path}"
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
 
     @classmethod
     def open(cls, path: Path, *, durable: bool = True) -> Self:
@@ -135,107 +132,9 @@ class LocalStore:
                 os.rmdir(directory)
         self._created = []
 
-    # --- blobs ---
-
-    def blob_path(self, digest: Digest) -> Path:
-        """Where the blob is, or would be."""
-        return self.path / "blobs" / digest.hex[:2] / digest.hex[2:]
-
-    def open_blob(self, digest: Digest) -> FileAt:
-        """The blob's bytes, unverified; raises NotFoundError, or FormatError for what is not a plain file."""
-        path = self.blob_path(digest)
-        if not is_plain_file(path):
-            raise NotFoundError(
-                f"blob {digest} is not in the store",
-                where=str(self.path),
-                hint="copy or build the image again; fsck lists all that is missing",
-            )
-        return FileAt(path)
-
-    def has_blob(self, digest: Digest) -> bool:
-        """Whether the blob is there; says nothing about its bytes."""
-        return os.path.isfile(self.blob_path(digest))
-
-    def new_blob(self) -> LocalBlobWriter:
-        """A context manager for a blob to be written in the store's own directory, dropped unless committed.
-
-        Raises:
-            OutputError: no file can be made there.
-        """
-        if not self._cleaned:
-            # A killed build may have left gigabytes, and there may be no other chance to find them.
-            self.remove_abandoned()
-        return LocalBlobWriter(self.path / "blobs", lambda digest: (self.blob_path(digest),), durable=self._durable)
-
-    def batch(self) -> BlobBatch:
-        """A context manager for many blobs that are synced and appear together; dropped unless published.
-
-        Raises:
-            OutputError: no directory can be made in the store.
-        """
-        if not self._cleaned:
-            self.remove_abandoned()
-        return BlobBatch(self.path / "blobs", self.blob_path, durable=self._durable)
-
-    def put_blob(self, digest: Digest, source: ReadAt, *, jobs: int | None = None) -> int:
-        """Copy a blob into the store, unless it is there; it appears only after every block of the copy was verified.
-
-        Args:
-            digest: that it must have.
-            source: the sealed blob; what follows its records is left behind.
-            jobs: threads that verify; None means one for each processor.
-
-        Returns:
-            Bytes of the blob that the store has then.
-
-        Raises:
-            IntegrityError: it is not that blob, or damaged.
-            OutputError: it cannot be written.
-        """
-        kept = complete_size(self.blob_path(digest))
-        if kept is not None:
-            return kept
-        from eroseal.trust.image import open_blob  # noqa: PLC0415 - builds seldom copy blobs
-        from eroseal.trust.scan import scan_blob  # noqa: PLC0415
-
-        length = open_blob(source, digest).seal.sealed_size
-        with self.new_blob() as blob:
-            try:
-                copy_source(source, blob.fd, length)
-            except OSError as error:
-                raise output_error(error, self.blob_path(digest)) from error
-            with FileAt(blob.path) as copied:
-                scan_blob(copied, open_blob(copied, digest, name=str(digest)), jobs=jobs)
-            return blob.commit(digest)
-
-    def list_blobs(self) -> Iterator[Digest]:
-        """The digests of all blobs, in order of their hex digits; other files are passed over."""
-        blobs = self.path / "blobs"
-        for prefix in listing(blobs):
-            if is_blob_prefix(prefix) and (blobs / prefix).is_dir():
-                for rest in listing(blobs / prefix):
-                    digest = digest_of_path(prefix, rest)
-                    if digest is not None:
-                        yield digest
-
-    def delete_blob(self, digest: Digest) -> None:
-        """Remove a blob; whether an image needs it is for the caller to know."""
-        path = self.blob_path(digest)
-        try:
-            os.unlink(path)
-        except FileNotFoundError as error:
-            raise NotFoundError(f"blob {digest} is not in the store", where=str(self.path)) from error
-        except OSError as error:
-            raise output_error(error, path, "cannot remove") from error
-
-    def remove_abandoned(self) -> list[Path]:
-        """Remove the temporary files of writers that were killed; those of living ones stay."""
-        self._cleaned = True
-        return remove_abandoned(self.path / "blobs") + remove_abandoned(self.path / "images")
-
     # --- images ---
 
-    def image(self, name: str) -> tuple[ImageDocument, list[RecordEntry]]:
+    def image(self, name: str) -> tuple[Document, list[RecordEntry]]:
         """The document and the record's entries, which belong together.
 
         Raises:
@@ -263,12 +162,12 @@ class LocalStore:
         """Where the image's document is, or would be; raises UsageError for names that cannot be."""
         return self.path / "images" / check_name(name)
 
-    def record_path(self, name: str, image: Digest) -> Path:
+    def record_path(self, name: str, image: ImageDigest) -> Path:
         """Where the record of this image under this name is, or would be."""
-        return self.path / "images" / f"{check_name(name)}.{image.hex[:BINDING_DIGITS]}{RECORD_SUFFIX}"
+        return self.path / "images" / record_name(check_name(name), image)
 
     def put_image(
-        self, name: str, document: ImageDocument, record: Sequence[RecordEntry] = (), *, replace: bool = False
+        self, name: str, document: Document, record: Sequence[RecordEntry] = (), *, replace: bool = False
     ) -> None:
         """Publish an image whose blobs are all in the store.
 
@@ -283,15 +182,16 @@ class LocalStore:
             OutputError: the name is taken, a blob has another size, or the system refuses.
         """
         path, record_data = self.image_path(name), encode_image_record(record)
-        self._require_blobs(document)
         with self._locked():
+            # Under the lock: a collection must not take a blob between this look and the document's appearance.
+            self._require_blobs(document)
             if not replace:
                 self.require_new(name)
             self._write_record(name, document.image, record_data)
             write_atomic(path, document.encode(), replace=replace, durable=self._durable)
             self._remove_records(name, keep=document.image)
 
-    def update_record(self, name: str, change: RecordChange, *, expect: Digest | None = None) -> list[RecordEntry]:
+    def update_record(self, name: str, change: RecordChange, *, expect: ImageDigest | None = None) -> list[RecordEntry]:
         """Replace the record by what `change` makes of it, while other writers wait; gives the new entries.
 
         Args:
@@ -340,32 +240,32 @@ class LocalStore:
             return None
         return status.st_ino, status.st_ctime_ns
 
-    def _document(self, name: str) -> ImageDocument:
+    def _document(self, name: str) -> Document:
         path = self.image_path(name)
         data = read_small(path, limit=MAX_IMAGE_DOCUMENT)
         if data is None:
             raise _no_image(path)
-        return ImageDocument.parse(data, where=str(path))
+        return parse_document(data, where=str(path))
 
-    def _record(self, name: str, image: Digest) -> list[RecordEntry]:
+    def _record(self, name: str, image: ImageDigest) -> list[RecordEntry]:
         path = self.record_path(name, image)
         data = read_small(path, limit=MAX_IMAGE_RECORD)
         return [] if data is None else parse_whole_record(data, where=str(path))
 
-    def _write_record(self, name: str, image: Digest, data: bytes) -> None:
+    def _write_record(self, name: str, image: ImageDigest, data: bytes) -> None:
         path = self.record_path(name, image)
         if data:
             write_atomic(path, data, replace=True, durable=self._durable)
         else:
             _unlink_if_there(path)
 
-    def _remove_records(self, name: str, *, keep: Digest | None) -> None:
+    def _remove_records(self, name: str, *, keep: ImageDigest | None) -> None:
         kept = None if keep is None else self.record_path(name, keep).name
         for entry in listing(self.path / "images"):
             if record_owner(entry) == name and entry != kept:
                 _unlink_if_there(self.path / "images" / entry)
 
-    def _require_blobs(self, document: ImageDocument) -> None:
+    def _require_blobs(self, document: Document) -> None:
         for blob in document.blobs:
             path = self.blob_path(blob.digest)
             try:

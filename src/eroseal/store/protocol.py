@@ -16,11 +16,14 @@ from typing import Protocol, Self
 from eroseal.errors import ErosealError, OutputError
 from eroseal.format.digest import Digest
 from eroseal.format.record import IMAGE_MAGIC, RecordEntry, encode_record, parse_record
+from eroseal.format.statement import ImageDigest
 from eroseal.limits import MAX_IMAGE_RECORD
 from eroseal.readat import ReadAt
-from eroseal.store.document import ImageDocument
+from eroseal.store.document import Document, ImageDocument
 from eroseal.store.reference import Reference
 
+Progress = Callable[[int], None]
+"""Called with numbers of bytes that have just been dealt with."""
 RecordChange = Callable[[list[RecordEntry]], Sequence[RecordEntry]]
 """Takes an image record's entries as they are and gives them as they should be; may be called once only."""
 
@@ -65,15 +68,35 @@ class BlobStore(Protocol):
     """Blobs by digest."""
 
     def open_blob(self, digest: Digest) -> OpenBlob:
-        """The blob's bytes, unverified; raises NotFoundError."""
+        """The blob's bytes, unverified; safe for reads by several threads; raises NotFoundError."""
         ...
 
     def has_blob(self, digest: Digest) -> bool:
         """Whether the blob is there; says nothing about its bytes."""
         ...
 
-    def new_blob(self) -> BlobWriter:
-        """A context manager for a blob to be written, dropped unless committed."""
+    def put_blob(
+        self, digest: Digest, source: ReadAt, *, jobs: int | None = None, progress: Progress | None = None
+    ) -> int:
+        """Put a sealed blob into the store, unless it is there; it appears only after every block was verified.
+
+        Args:
+            digest: that it must have.
+            source: the sealed blob; what follows its records is left behind. Several threads read from it.
+            jobs: threads that verify; None means one for each processor.
+            progress: told the bytes that arrived, as they do.
+
+        Returns:
+            Bytes of the blob that the store has then.
+
+        Raises:
+            IntegrityError: it is not that blob, or damaged.
+            OutputError: it cannot be written.
+        """
+        ...
+
+    def adopt_blob(self, digest: Digest, origin: BlobStore) -> bool:
+        """Take a blob over from another store without moving its bytes; False where that cannot be done."""
         ...
 
     def list_blobs(self) -> Iterator[Digest]:
@@ -88,27 +111,53 @@ class BlobStore(Protocol):
 class ImageStore(Protocol):
     """Images by name: a document each, and an image record beside it."""
 
-    def image(self, name: str) -> tuple[ImageDocument, list[RecordEntry]]:
+    def image(self, name: str) -> tuple[Document, list[RecordEntry]]:
         """The document and the record's entries, which belong together; raises NotFoundError, FormatError."""
         ...
 
+    def has_image(self, name: str) -> bool:
+        """Whether an image has this name."""
+        ...
+
     def put_image(
-        self, name: str, document: ImageDocument, record: Sequence[RecordEntry] = (), *, replace: bool = False
+        self, name: str, document: Document, record: Sequence[RecordEntry] = (), *, replace: bool = False
     ) -> None:
         """Publish an image whose blobs are all in the store; raises NotFoundError, OutputError."""
         ...
 
-    def update_record(self, name: str, change: RecordChange, *, expect: Digest | None = None) -> list[RecordEntry]:
+    def update_record(self, name: str, change: RecordChange, *, expect: ImageDigest | None = None) -> list[RecordEntry]:
         """Replace the record of the image `expect` by what `change` makes of it, excluding other writers."""
         ...
 
     def list_images(self) -> list[str]:
-        """All image names, sorted."""
+        """All image names, sorted; raises UnsupportedError where a store cannot tell."""
         ...
 
     def delete_image(self, name: str) -> None:
         """Remove an image's document and record, not its blobs; raises NotFoundError."""
         ...
+
+
+class Store(BlobStore, ImageStore, Protocol):
+    """A place for images, local or not; a context manager that gives connections back.
+
+    Methods may be called from several threads at once.
+    """
+
+    @property
+    def where(self) -> str:
+        """What messages call it, as a user would write it."""
+        ...
+
+    def close(self) -> None:
+        """Give connections back; closing twice does no harm."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +193,7 @@ class StoredImage:
         self.close()
 
 
-def replaced_error(path: Path, expect: Digest) -> OutputError:
+def replaced_error(path: Path | str, expect: ImageDigest) -> OutputError:
     """The refusal to change the record of an image that has taken another one's place."""
     return OutputError(
         f"this is no longer {expect}: replaced meanwhile", where=str(path), hint="look at it, and try again"

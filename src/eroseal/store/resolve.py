@@ -6,8 +6,9 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from eroseal.errors import NotFoundError, UsageError
+from eroseal.errors import NotFoundError, UnsupportedError, UsageError
 from eroseal.format.digest import Digest
+from eroseal.store.document import StackDocument
 from eroseal.store.local import LocalStore
 from eroseal.store.protocol import OpenBlob, StoredImage
 from eroseal.store.reference import FileReference, Reference, StoreReference, parse_reference
@@ -31,6 +32,8 @@ def resolve(reference: str | Reference, *, data_files: Sequence[Path] = (), dura
     parsed = parse_reference(reference) if isinstance(reference, str) else reference
     if isinstance(parsed, FileReference):
         return _resolve_file(parsed, data_files, durable=durable)
+    if not isinstance(parsed, StoreReference):
+        raise UnsupportedError("this kind of reference cannot be opened yet", where=str(parsed))
     if data_files:
         raise UsageError("an image in a store has its data blobs there: no data files can be given")
     return _resolve_stored(parsed, durable=durable)
@@ -39,6 +42,8 @@ def resolve(reference: str | Reference, *, data_files: Sequence[Path] = (), dura
 def _resolve_stored(reference: StoreReference, *, durable: bool) -> StoredImage:
     store = LocalStore.open(reference.store, durable=durable)
     document, record = store.image(reference.name)
+    if isinstance(document, StackDocument):
+        raise UnsupportedError(f"a stack of {len(document.layers)} layers, not one image", where=str(reference))
 
     def blob_path(digest: Digest) -> Path | None:
         return store.blob_path(digest) if store.has_blob(digest) else None

@@ -1,0 +1,137 @@
+"""OCI documents: descriptors, manifests, indexes and configs, and Docker's older spellings of them.
+
+Parsing checks shapes and bounds; what is accepted for which purpose is for the callers. Unknown fields are kept out
+of the way, as the specification asks.
+
+Source: the OCI image specification (descriptor.md, manifest.md, image-index.md, config.md), and the Docker image
+manifest version 2, schema 2.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from eroseal.errors import FormatError
+from eroseal.limits import MAX_MANIFEST
+
+OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+OCI_EMPTY: Final = "application/vnd.oci.empty.v1+json"
+OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+OCI_NONDISTRIBUTABLE: Final = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
+DOCKER_CONFIG: Final = "application/vnd.docker.container.image.v1+json"
+DOCKER_LAYER: Final = "application/vnd.docker.image.rootfs.diff.tar"
+
+MANIFESTS: Final = frozenset({OCI_MANIFEST, DOCKER_MANIFEST})
+INDEXES: Final = frozenset({OCI_INDEX, DOCKER_LIST})
+
+EROFS_LAYER: Final = "application/vnd.erofs"
+EROFS_ZSTD_LAYER: Final = "application/vnd.erofs+zstd"
+OCTET_STREAM: Final = "application/octet-stream"
+
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", re.ASCII)
+_MAX_SIZE: Final = (1 << 63) - 1
+
+
+class Platform(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an image runs on; fields as in Go's GOARCH and GOOS."""
+
+    architecture: str
+    os: str
+    variant: str = ""
+    os_version: str = msgspec.field(name="os.version", default="")
+    os_features: list[str] = msgspec.field(name="os.features", default_factory=list)
+
+
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """A typed, sized link to content by its digest."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
+    platform: Platform | None = None
+    artifact_type: str | None = None
+    urls: list[str] = msgspec.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_digest(self.digest)
+        if not 0 <= self.size <= _MAX_SIZE:
+            raise ValueError(f"a descriptor's size of {self.size} bytes")
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """An image manifest (or an artifact's)."""
+
+    schema_version: int
+    media_type: str = ""
+    artifact_type: str | None = None
+    config: Descriptor
+    layers: list[Descriptor]
+    subject: Descriptor | None = None
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class Index(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename="camel"):
+    """An image index, Docker's manifest list, or a layout's index.json."""
+
+    schema_version: int
+    media_type: str = ""
+    manifests: list[Descriptor]
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class RootFs(msgspec.Struct, frozen=True, kw_only=True):
+    """The layers of a config: digests of the uncompressed archives, the lowest first."""
+
+    type: str
+    diff_ids: list[str]
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """What of an image's config is looked at; the rest travels as it is."""
+
+    architecture: str = ""
+    os: str = ""
+    variant: str = ""
+    rootfs: RootFs
+
+
+_Document = TypeVar("_Document", Manifest, Index, Config)
+
+
+def check_digest(text: str) -> str:
+    """The digest itself, if it is a sha256 or sha512 one in its only spelling; raises ValueError."""
+    if not _DIGEST.fullmatch(text):
+        raise ValueError(f"not a sha256 or sha512 digest: {text[:80]!r}")
+    return text
+
+
+def parse(data: bytes, kind: type[_Document], *, where: str) -> _Document:
+    """Read a document.
+
+    Args:
+        data: its bytes.
+        kind: Manifest, Index or Config.
+        where: for messages: the reference or digest that it came under.
+
+    Raises:
+        FormatError: too large, no JSON, or of another shape.
+    """
+    if len(data) > MAX_MANIFEST:
+        raise FormatError(f"has {len(data)} bytes, more than {MAX_MANIFEST}", where=where)
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeError, ValueError, RecursionError) as error:
+        raise FormatError(f"not a valid {kind.__name__.lower()}: {error}", where=where) from error
+
+
+def encode(document: Manifest | Index | dict[str, Any]) -> bytes:
+    """The document's bytes: compact JSON, fields in the order of the specification."""
+    return msgspec.json.encode(document)

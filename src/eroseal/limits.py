@@ -25,6 +25,8 @@ MAX_SALT: Final = 32
 """Bytes of salt: `struct fsverity_descriptor` has room for 32."""
 MAX_DEVICES: Final = 65_535
 """Data blobs of an image: `extra_devices` has 16 bits."""
+MAX_ANNEX: Final = (4 << 20) + 4096
+"""Bytes of an annex: an image config of the largest size (MAX_MANIFEST), and its frame."""
 MAX_STACK_LAYERS: Final = 127
 """Layers of a stack or of a source image: what container engines allow, and overlayfs mounts (up to 500) can hold."""
 
@@ -107,5 +109,17 @@ MAX_MANIFEST: Final = 4 << 20
 """Bytes of a manifest, index or image config: what registries take (distribution specification)."""
 MAX_TAGS: Final = 100_000
 """Tags that are listed of one repository, and objects of `index.json`."""
+MAX_IN_FLIGHT: Final = 64 << 20
+"""Bytes that transfers of one process hold at once: 16 pieces of 4 MiB, doubled by HTTP clients, below 200 MiB."""
+MIN_READ: Final = 64 << 10
+"""Bytes of the smallest request that a large blob is cut into: below, the requests cost more than the bytes."""
+MAX_TRANSFER_BLOB: Final = 1 << 46
+"""Bytes of a blob that is fetched in pieces: four times what 32-bit block addresses reach; its map has 16 MiB."""
 MAX_JSON_BODY: Final = 16 << 20
 """Bytes of any other JSON answer of a server: a page of tags, a token."""
+MAX_REFERRERS: Final = 1024
+"""Image records of one manifest that are looked at: registries that delete nothing keep each that ever was."""
+MAX_CHUNK_INDEX: Final = 64 << 20
+"""Bytes of a chunk index: 1.4 million chunks with their SHA-256, more than a TiB at 1 MiB each."""
+MAX_LAYER_CHUNK: Final = 16 << 20
+"""Bytes of one chunk of a chunk index, uncompressed: ours have 1 MiB, and a reader holds several."""

@@ -103,6 +103,12 @@ MAX_TAR_EXTENSION: Final = 4 << 20
 """Bytes of one PAX header, long name or sparse map: 65,535 bytes an xattr, and dozens of them, fit."""
 MAX_SPARSE_PIECES: Final = 1 << 18
 """Data pieces of one sparse file: a map of that many has megabytes."""
+MAX_ARCHIVE_METADATA: Final = 512 << 20
+"""Bytes of names, link targets and xattrs that one archive may leave in memory: a hundred times those of /usr."""
+MAX_ARCHIVE_TRAILER: Final = 64 << 20
+"""Bytes behind the end of an archive: it is padded to a record, which no tape drive has longer."""
+MAX_DECODER_MEMORY: Final = 128 << 20
+"""Bytes of a decoder's window: what `zstd --ultra -22` and `--long` need, and twice what `xz -9` does."""
 
 # --- containers and stores ---
 MAX_MANIFEST: Final = 4 << 20
@@ -113,8 +119,8 @@ MAX_IN_FLIGHT: Final = 64 << 20
 """Bytes that transfers of one process hold at once: 16 pieces of 4 MiB, doubled by HTTP clients, below 200 MiB."""
 MIN_READ: Final = 64 << 10
 """Bytes of the smallest request that a large blob is cut into: below, the requests cost more than the bytes."""
-MAX_TRANSFER_BLOB: Final = 1 << 46
-"""Bytes of a blob that is fetched in pieces: four times what 32-bit block addresses reach; its map has 16 MiB."""
+MAX_TRANSFER_BLOB: Final = 1 << 45
+"""Bytes of a blob that is fetched in pieces: twice what 32-bit block addresses reach; its map has 8 MiB."""
 MAX_JSON_BODY: Final = 16 << 20
 """Bytes of any other JSON answer of a server: a page of tags, a token."""
 MAX_REFERRERS: Final = 1024
@@ -123,3 +129,5 @@ MAX_CHUNK_INDEX: Final = 64 << 20
 """Bytes of a chunk index: 1.4 million chunks with their SHA-256, more than a TiB at 1 MiB each."""
 MAX_LAYER_CHUNK: Final = 16 << 20
 """Bytes of one chunk of a chunk index, uncompressed: ours have 1 MiB, and a reader holds several."""
+MAX_WRITE_CONFLICTS: Final = 64
+"""Times that a document or record is read again because another writer came between: as many writers at once."""

@@ -31,6 +31,7 @@ from eroseal.store.layout import (
     record_owner,
 )
 from eroseal.store.local import LocalStore
+from eroseal.store.partial import is_partial, is_partial_in_use
 from eroseal.store.reference import is_image_name
 from eroseal.trust.blob import VerifiedBlob
 from eroseal.trust.image import open_blob, open_self_consistent, open_self_consistent_image
@@ -186,13 +187,23 @@ class _Check:
 
     def _foreign(self, path: Path) -> None:
         """Something whose name is not the store's: a temporary, or not ours at all."""
-        if not is_temporary(path.name):
+        if is_partial(path.name):
+            self._partial(path)
+        elif not is_temporary(path.name):
             self._add("foreign-file", path, "does not belong to the store", "move it elsewhere")
         elif is_abandoned(path):
             what = "left behind by a writer that was killed"
             self._add("stray-temporary", path, what, "delete it; the next build into this store does so too")
         else:
             self.in_progress += 1
+
+    def _partial(self, path: Path) -> None:
+        """A blob that has not arrived as a whole."""
+        if is_partial_in_use(path):
+            self.in_progress += 1
+        else:
+            what = "a blob that has arrived in part"
+            self._add("stray-temporary", path, what, "copy the image again, which continues it; gc removes it")
 
     def _top(self) -> None:
         for name in listing(self.store.path):

@@ -21,6 +21,8 @@ from eroseal.store.reference import RECORD_SUFFIX
 
 LOCK_NAME: Final = ".lock"
 """Taken while documents and records change."""
+PARTIAL_PREFIX: Final = ".eroseal-part-"
+"""How the directory of a blob begins that has not arrived as a whole; the digest's digits follow."""
 BINDING_DIGITS: Final = 32
 """Digits of the image digest in a record's file name: they tell images apart, and the name fits 255 bytes."""
 _HEX: Final = frozenset("0123456789abcdef")

@@ -9,16 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eroseal.errors import NotFoundError
 from eroseal.format.digest import Digest
-from eroseal.readat import FileAt, ReadAt
+from eroseal.readat import BytesAt, FileAt, ReadAt
 from eroseal.store.atomic import output_error, remove_abandoned
 from eroseal.store.batch import BlobBatch
 from eroseal.store.blobwriter import LocalBlobWriter
 from eroseal.store.copying import copy_source
 from eroseal.store.layout import complete_size, digest_of_path, is_blob_prefix, is_plain_file, listing
 from eroseal.store.protocol import BlobStore, Progress
+
+if TYPE_CHECKING:
+    from eroseal.store.lanes import Lanes
 
 
 class LocalBlobs:
@@ -80,16 +84,32 @@ class LocalBlobs:
         """Nothing moves without a copy here: `put_blob` shares extents where the file system can."""
         return False
 
+    def stored_size(self, digest: Digest) -> int | None:
+        """Bytes of the blob, or None where it is missing or cut short; says nothing else about its bytes."""
+        return complete_size(self.blob_path(digest))
+
     def put_blob(
-        self, digest: Digest, source: ReadAt, *, jobs: int | None = None, progress: Progress | None = None
+        self,
+        digest: Digest,
+        source: ReadAt,
+        *,
+        jobs: int | None = None,
+        progress: Progress | None = None,
+        lanes: Lanes | None = None,
+        batch: BlobBatch | None = None,
     ) -> int:
         """Copy a blob into the store, unless it is there; it appears only after every block of the copy was verified.
+
+        A local file is copied by the kernel. What is not one, and larger than a request, is fetched in pieces, and
+        taken up again where it was interrupted.
 
         Args:
             digest: that it must have.
             source: the sealed blob; what follows its records is left behind.
             jobs: threads that verify; None means one for each processor.
             progress: told the bytes that arrived.
+            lanes: for the source's requests.
+            batch: that a blob of a local file or a single request joins, to appear with the others.
 
         Returns:
             Bytes of the blob that the store has then.
@@ -98,14 +118,35 @@ class LocalBlobs:
             IntegrityError: it is not that blob, or damaged.
             OutputError: it cannot be written.
         """
-        kept = complete_size(self.blob_path(digest))
+        kept = self.stored_size(digest)
         if kept is not None:
             return kept
-        from eroseal.trust.image import open_blob  # noqa: PLC0415 - builds seldom copy blobs
+        from eroseal.store.lanes import Lanes, read_exactly  # noqa: PLC0415 - builds seldom copy blobs
+
+        lanes = lanes or Lanes()
+        if isinstance(source, FileAt):
+            return self._copy(digest, source, batch, jobs=jobs, progress=progress)
+        if source.size <= lanes.read_size:
+            with lanes.lane():
+                data = read_exactly(source, 0, source.size)
+                whole = BytesAt(data, str(getattr(source, "name", digest)))
+                return self._copy(digest, whole, batch, jobs=1, progress=progress)
+        from eroseal.store.partial import receive_blob  # noqa: PLC0415
+
+        final = self.blob_path(digest)
+        return receive_blob(
+            self.path / "blobs", final, digest, source, lanes, durable=self._durable, jobs=jobs, progress=progress
+        )
+
+    def _copy(
+        self, digest: Digest, source: ReadAt, batch: BlobBatch | None, *, jobs: int | None, progress: Progress | None
+    ) -> int:
+        """Write a blob in one go, and verify what was written."""
+        from eroseal.trust.image import open_blob  # noqa: PLC0415
         from eroseal.trust.scan import scan_blob  # noqa: PLC0415
 
         length = open_blob(source, digest).seal.sealed_size
-        with self.new_blob() as blob:
+        with self.new_blob() if batch is None else batch.new_blob() as blob:
             try:
                 copy_source(source, blob.fd, length)
             except OSError as error:

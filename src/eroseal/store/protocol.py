@@ -172,6 +172,7 @@ class StoredImage:
         open_data: opens a data blob by digest; raises NotFoundError. The caller closes what it gives.
         blob_path: the local file of a blob; None where there is none.
         update_record: replaces the image record where the image lives; refuses if another image lives there by now.
+        store: that the image is in; None for a single file.
     """
 
     reference: Reference
@@ -181,6 +182,7 @@ class StoredImage:
     open_data: Callable[[Digest], OpenBlob]
     blob_path: Callable[[Digest], Path | None]
     update_record: Callable[[RecordChange], list[RecordEntry]]
+    store: BlobStore | None = None
 
     def close(self) -> None:
         """Close the meta blob."""

@@ -131,3 +131,11 @@ MAX_LAYER_CHUNK: Final = 16 << 20
 """Bytes of one chunk of a chunk index, uncompressed: ours have 1 MiB, and a reader holds several."""
 MAX_WRITE_CONFLICTS: Final = 64
 """Times that a document or record is read again because another writer came between: as many writers at once."""
+MAX_CREDENTIALS_FILE: Final = 4 << 20
+"""Bytes of a file of credentials: thousands of registries."""
+MAX_TOKEN: Final = 64 << 10
+"""Characters of a registry's token: those with many rights have a few thousand."""
+MAX_UPLOAD_MEMORY: Final = 32 << 20
+"""Bytes of parts on their way up that a process holds: four of 8 MiB keep 1 Gbit/s busy over 200 ms."""
+MAX_UPLOAD_PART: Final = 32 << 20
+"""Bytes of one part of an upload: object stores take 10,000 of them, so objects may have 312 GiB."""

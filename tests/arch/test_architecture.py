@@ -54,7 +54,7 @@ THIRD_PARTY: dict[str, frozenset[str]] = {
     "crypto": frozenset({"cryptography"}),
     "trust": frozenset({"cryptography", "msgspec"}),  # the policy holds certificates and public keys
     "tree": frozenset({"zstandard"}),
-    "store": frozenset({"httpx2", "msgspec", "obstore", "stamina"}),
+    "store": frozenset({"httpx2", "msgspec", "obstore", "stamina", "zstandard"}),
     "report": frozenset({"msgspec"}),
     "cli": frozenset({"click", "click_man", "msgspec", "rich"}),
 }

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from eroseal.errors import FormatError, NotFoundError, OutputError, UnsupportedError, UsageError
 from eroseal.format.digest import Digest
 from eroseal.format.statement import ImageDigest, parse_image_digest
@@ -65,7 +67,7 @@ def form_layers(document: Document, layers: Mapping[Digest, Descriptor]) -> list
     """
     found: list[Descriptor] = []
     for number, image in enumerate(document.layers, 1):
-        found += [with_role(_layer_of(blob, layers), DEVICE) for blob in image.data]
+        found += [_device(_layer_of(blob, layers)) for blob in image.data]
         found.append(with_role(_layer_of(image.meta, layers), LOWER if number < len(document.layers) else None))
     return found
 
@@ -203,6 +205,12 @@ def _layer_of(blob: BlobInfo, layers: Mapping[Digest, Descriptor]) -> Descriptor
         raise NotFoundError(f"blob {blob.digest} is not in the repository") from error
 
 
+def _device(layer: Descriptor) -> Descriptor:
+    """A data blob's layer. It is no file system by itself, which `application/vnd.erofs` promises (7, Constraints)."""
+    kind = OCTET_STREAM if layer.media_type == EROFS_LAYER else layer.media_type
+    return msgspec.structs.replace(with_role(layer, DEVICE), media_type=kind)
+
+
 def _group(layers: Sequence[Descriptor]) -> tuple[FormLayer, ...]:
     """Give each EROFS layer the device layers before it; refuses what breaks the order."""
     images: list[FormLayer] = []
@@ -256,6 +264,6 @@ def _check_claims(form: Form) -> None:
         digest = claimed_digest(layer)
         if digest is not None and by_blob.setdefault(digest, layer.digest) != layer.digest:
             raise FormatError(f"two layers are said to hold blob {digest}")
-        claims = (layer.media_type, layer.size, digest, hash_offset(layer))
+        claims = (layer.media_type == EROFS_ZSTD_LAYER, layer.size, digest, hash_offset(layer))
         if by_content.setdefault(layer.digest, claims) != claims:
             raise FormatError(f"layer {layer.digest} is described in two ways")

@@ -16,6 +16,7 @@ from eroseal.format.chunkmap import decode_chunk_map
 from eroseal.format.digest import BLOCK, Digest, TreeParams
 from eroseal.seal.chunker import ChunkIndex
 from eroseal.store.protocol import StoredImage
+from eroseal.store.remote import RemoteOptions
 from eroseal.store.resolve import resolve
 from eroseal.tree.model import DEVICE_SHIFT
 from eroseal.trust.blob import SelfConsistentBlob
@@ -43,7 +44,12 @@ class BaseBlob:
 
 
 def load_bases(
-    references: Sequence[str], params: TreeParams, index: ChunkIndex, stack: contextlib.ExitStack
+    references: Sequence[str],
+    params: TreeParams,
+    index: ChunkIndex,
+    stack: contextlib.ExitStack,
+    *,
+    remote: RemoteOptions,
 ) -> list[BaseBlob]:
     """Add the chunks of base images to the index.
 
@@ -52,6 +58,7 @@ def load_bases(
         params: of this build.
         index: gets the chunks.
         stack: keeps the images open.
+        remote: how servers are spoken to.
 
     Raises:
         UsageError: a base with another hash or salt.

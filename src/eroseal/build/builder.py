@@ -1,8 +1,9 @@
-"""From a directory to a sealed image in a store or a single file.
+"""From a source to a sealed image in a store or a single file.
 
-Steps: bases give their chunks to the index; the walk is read through the workers into spools; the data blob (the
-data spool itself, in the store's own temporary file) gets its tree and seal; the image is laid out, written and
-sealed; the document is published. Whatever fails on the way, nothing appears under a final name.
+Steps: bases give their chunks to the index; archives, if the source has any, are read into spools; each tree is read
+through the workers; the data blobs (the data spool itself, in the store's own temporary file, where there is one) get
+their trees and seals; each image is laid out, written and sealed; the document is published. Whatever fails on the way,
+nothing appears under a final name.
 """
 
 from __future__ import annotations
@@ -10,41 +11,39 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from eroseal.build.finish import MetaBlob, seal_data_blob
-from eroseal.build.options import BlobLayout, BuildOptions, BuildResult, BuiltBlob, Progress, Warn
-from eroseal.build.pipeline import Ingest, check_devices
-from eroseal.build.pool import LocalPool, Pool, ProcessPool
+from eroseal.build.options import BlobLayout, BuildOptions, BuildResult, BuiltBlob, LayerMode, Progress, Warn
+from eroseal.build.placement import Placement, Totals, check_devices
+from eroseal.build.publish import Built, MakeRecord, publish, put_base_blobs, require_new, upload
+from eroseal.build.reading import Reading, ReadTree
+from eroseal.build.sources import Context, DirectoryTree, Source, Trees
 from eroseal.build.spools import Spools
-from eroseal.build.wire import BLOCK, ScanError, WorkerConfig
-from eroseal.errors import ErosealError, SourceError, UnsupportedError, UsageError
-from eroseal.format.record import RecordEntry
+from eroseal.build.wire import BLOCK
+from eroseal.errors import UsageError
+from eroseal.format.annex import encode_annex
 from eroseal.image.layout import DeviceEntry, ImageOptions
 from eroseal.seal.blob import SealedBlob
 from eroseal.seal.chunker import BlobAllocator, ChunkIndex
 from eroseal.store.atomic import output_error
-from eroseal.store.document import BlobInfo, ImageDocument
+from eroseal.store.document import BlobInfo, ImageDocument, StackDocument
 from eroseal.store.local import LocalStore
 from eroseal.store.protocol import BlobWriter
-from eroseal.store.reference import FileReference, Reference, StoreReference
-from eroseal.tree.attributes import apply_attributes
-from eroseal.tree.directory import DirectorySource
-from eroseal.tree.model import Directory
+from eroseal.store.reference import FileReference, NamedReference, Reference, StoreReference
+from eroseal.store.remote import RemoteOptions
 
 if TYPE_CHECKING:
     from eroseal.build.bases import BaseBlob
 
-MakeRecord = Callable[[SealedBlob], Sequence[RecordEntry]]
-"""Makes the entries of an image record from the sealed meta blob."""
-
 
 def build(
-    source: str | bytes | os.PathLike[str],
+    source: Source | str | bytes | os.PathLike[str],
     target: Reference,
     options: BuildOptions,
     *,
@@ -52,18 +51,20 @@ def build(
     warn: Warn | None = None,
     progress: Progress | None = None,
     record: MakeRecord | None = None,
+    remote: RemoteOptions | None = None,
 ) -> BuildResult:
-    """Build a sealed image of a directory.
+    """Build a sealed image.
 
     Args:
-        source: the directory.
-        target: a name in a native store (made if it is not there), or a single file (`BlobLayout.NONE` only).
+        source: a directory, or what `parse_source` gave.
+        target: a name in a store (a local one is made if it is not there), or a single file (`BlobLayout.NONE` only).
         options: see `BuildOptions`.
         bases: references of images whose chunks are reused; data is not read again.
         warn: called with a sentence for what is left out.
-        progress: told files and bytes read.
-        record: makes the entries of the image record, such as signatures, from the sealed meta blob; they appear
+        progress: told files and bytes read; while archives are read, no files and the bytes of these.
+        record: makes the entries of the image record, such as signatures, from the image's digest; they appear
             together with the image, or neither does.
+        remote: how servers are spoken to.
 
     Raises:
         SourceError: something cannot be read, or changes while it is read.
@@ -71,13 +72,15 @@ def build(
         UsageError: options that do not fit together.
     """
     with contextlib.ExitStack() as stack, _without_collector():
-        job = _Build(source, options, warn or (lambda text: None), progress, stack)
+        parsed = DirectoryTree(source) if isinstance(source, str | bytes | os.PathLike) else source
+        job = _Build(parsed, options, remote or RemoteOptions(), warn or (lambda text: None), stack)
+        job.progress = progress
         job.make_record = record or job.make_record
         if isinstance(target, FileReference):
             return job.to_file(target, bases)
-        if not isinstance(target, StoreReference):
-            raise UnsupportedError("cannot build into this kind of place yet", where=str(target))
-        return job.to_store(target.store, target.name, bases)
+        if isinstance(target, StoreReference):
+            return job.to_store(target, bases)
+        return job.to_remote(target, bases)
 
 
 class _Build:
@@ -85,23 +88,26 @@ class _Build:
 
     def __init__(
         self,
-        source: str | bytes | os.PathLike[str],
+        source: Source,
         options: BuildOptions,
+        remote: RemoteOptions,
         warn: Warn,
-        progress: Progress | None,
         stack: contextlib.ExitStack,
     ) -> None:
         self._source = source
         self._options = options
+        self._remote = remote
         self._warn = warn
-        self._progress = progress
         self._stack = stack
         self._started = time.monotonic()
-        self._index = ChunkIndex(options.params.algorithm.digest_size)
+        index = ChunkIndex(options.params.algorithm.digest_size)
+        self._placement = Placement(index, self._new_allocator, options.chunk_size, Totals())
         self._bases: list[BaseBlob] = []
         self._allocators: list[BlobAllocator] = []
         self._spooled = 0
-        self.make_record: MakeRecord = lambda sealed: ()
+        self._config: bytes | None = None
+        self.progress: Progress | None = None
+        self.make_record: MakeRecord = lambda image, root_hash: ()
 
     # --- targets --------------------------------------------------------------------------------
     def to_file(self, target: FileReference, bases: tuple[str, ...]) -> BuildResult:
@@ -112,116 +118,125 @@ class _Build:
                 where=str(target),
                 hint="build into a store: dir:PATH:NAME",
             )
+        self._check_layers()
         from eroseal.store.single import SingleWriter  # noqa: PLC0415 - loads the verifier
 
         writer = self._stack.enter_context(
             SingleWriter(target.path, replace=self._options.replace, durable=self._options.durable)
         )
         with _full_disk(target.path):
+            trees = self._read_source(target.path.parent)
             spools = Spools.create(writer.fd, target.path.parent, self._stack)
-            ingest, root = self._ingest(spools)
-            sealed = self._write_meta(writer.fd, ingest, root, spools, (), {})
-            writer.commit(self.make_record(sealed))
-        return self._result(ingest, [BuiltBlob.of(sealed)])
+            [tree] = self._read_trees(trees, spools, target.path.parent)
+            sealed = self._write_meta(writer.fd, tree, (), {}, annex=encode_annex(config=self._config))
+            writer.commit(self.make_record(sealed.digest, sealed.root_hash))
+        blob = BuiltBlob.of(sealed)
+        return self._result(Built(ImageDocument(blob.digest, (_info(blob),)), sealed, ((blob,),)))
 
-    def to_store(self, path: Path, name: str, bases: tuple[str, ...]) -> BuildResult:
+    def to_store(self, target: StoreReference, bases: tuple[str, ...]) -> BuildResult:
         """Blobs and a document in a native store."""
-        store = LocalStore.create(path, durable=self._options.durable)
+        store = LocalStore.create(target.store, durable=self._options.durable)
         # Called when everything else is closed: it removes a store that was made here and stayed empty.
         self._stack.callback(store.abandon)
         if not self._options.replace:
-            store.require_new(name)
-        if bases:
-            from eroseal.build.bases import load_bases  # noqa: PLC0415 - most builds have none
+            store.require_new(target.name)
+        self._load_bases(bases)
+        with _full_disk(target.store):
+            built = self._into(store, with_bases=True)
+            publish(store, target.name, built, self.make_record, replace=self._options.replace)
+        return self._result(built)
 
-            self._bases = load_bases(bases, self._options.params, self._index, self._stack)
-        with _full_disk(path):
-            return self._into(store, name)
+    def to_remote(self, target: NamedReference, bases: tuple[str, ...]) -> BuildResult:
+        """Blobs and a document in any other store: built in a directory of our own first."""
+        from eroseal.store.open import open_store  # noqa: PLC0415 - loads clients
 
-    def _into(self, store: LocalStore, name: str) -> BuildResult:
+        store = self._stack.enter_context(open_store(target, self._remote, create=True, durable=self._options.durable))
+        if not self._options.replace:
+            require_new(store, target)
+        self._load_bases(bases)
+        scratch = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="eroseal-", dir=self._options.work))
+        with _full_disk(Path(scratch)):
+            local = LocalStore.create(Path(scratch) / "store", durable=False)
+            built = self._into(local, with_bases=False)
+        upload(store, local, built, self._bases, parallel=self._remote.parallel)
+        publish(store, target.name, built, self.make_record, replace=self._options.replace)
+        return self._result(built)
+
+    def _load_bases(self, bases: tuple[str, ...]) -> None:
+        if not bases:
+            return
+        from eroseal.build.bases import load_bases  # noqa: PLC0415 - most builds have none
+
+        self._bases = load_bases(bases, self._options.params, self._placement.index, self._stack, remote=self._remote)
+
+    def _check_layers(self) -> None:
+        if self._options.layers is LayerMode.STACK and self._options.blobs is BlobLayout.NONE:
+            raise UsageError(
+                "a stack of layers needs data blobs, which they share", hint="build into a store: dir:PATH:NAME"
+            )
+
+    # --- steps ----------------------------------------------------------------------------------
+    def _into(self, store: LocalStore, *, with_bases: bool) -> Built:
+        """Everything but the document in a local store; the bases' blobs too, if wanted.
+
+        These come first: where one of them is spoiled, nothing of this build enters the store.
+        """
+        self._check_layers()
+        directory = store.path / "blobs"
         layout = self._options.blobs
-        one_file = None if layout is BlobLayout.FILE else self._stack.enter_context(store.new_blob())
-        spools = Spools.create(one_file.fd if one_file else None, store.path / "blobs", self._stack)
-        ingest, root = self._ingest(spools)
-        data, numbers = self._shared_blobs(store, ingest)
-        check_devices(len(data) + len(self._allocators))
-        if layout is not BlobLayout.NONE:
-            new = self._new_blobs(store, one_file, spools)
-            for allocator, blob in zip(self._allocators, new, strict=True):
-                data.append(blob)
-                numbers[allocator.device] = len(data)
+        trees = self._read_source(directory)
+        several = layout is BlobLayout.FILE or (layout is BlobLayout.LAYER and len(trees.source_fds) > 1)
+        one_file = None if several else self._stack.enter_context(store.new_blob())
+        spools = Spools.create(one_file.fd if one_file else None, directory, self._stack)
+        read = self._read_trees(trees, spools, directory)
+        used = {number for tree in read for number in tree.devices}
+        self._bases = [base for base in self._bases if base.number in used]
+        if with_bases:
+            put_base_blobs(store, self._bases, jobs=self._options.job_count)
         in_itself = one_file if layout is BlobLayout.NONE else None
-        writer = in_itself or self._stack.enter_context(store.new_blob())
-        devices = tuple(DeviceEntry(blob.digest.tag(), blob.data_size // BLOCK) for blob in data)
-        sealed = self._write_meta(writer.fd, ingest, root, spools, devices, numbers)
-        blobs = [replace(BuiltBlob.of(sealed), size=writer.commit(sealed.digest)), *data]
-        document = ImageDocument(
-            sealed.digest, tuple(BlobInfo(blob.digest, blob.data_size, blob.size) for blob in blobs)
-        )
-        record = [*self._kept_record(store, name, sealed), *self.make_record(sealed)]
-        store.put_image(name, document, record, replace=self._options.replace)
-        return self._result(ingest, blobs)
+        new: list[BuiltBlob] = [] if in_itself else self._new_blobs(store, one_file, spools)
+        blobs = []
+        sealed: SealedBlob | None = None
+        for number, tree in enumerate(read, 1):
+            data, numbers = self._data_blobs(tree, new)
+            check_devices(len(data))
+            writer = in_itself or self._stack.enter_context(store.new_blob())
+            devices = tuple(DeviceEntry(blob.digest.tag(), blob.data_size // BLOCK) for blob in data)
+            annex = encode_annex(config=self._config if number == len(read) else None)
+            sealed = self._write_meta(writer.fd, tree, devices, numbers, annex=annex)
+            blobs.append((replace(BuiltBlob.of(sealed), size=writer.commit(sealed.digest)), *data))
+        layers = tuple(ImageDocument(item[0].digest, tuple(map(_info, item))) for item in blobs)
+        document = StackDocument(layers) if self._options.layers is LayerMode.STACK else layers[0]
+        return Built(document, cast(SealedBlob, sealed), tuple(blobs))
 
-    def _kept_record(self, store: LocalStore, name: str, sealed: SealedBlob) -> Sequence[RecordEntry]:
-        """What signatures and other entries an image has that is replaced by the same image."""
-        if not self._options.replace or not store.has_image(name):
-            return ()
-        try:
-            document, entries = store.image(name)
-        except ErosealError:
-            return ()  # broken: it is replaced whole
-        return entries if document.image == sealed.digest else ()
+    def _read_source(self, directory: Path) -> Trees:
+        context = Context(self._options, directory, self._stack, self._warn, self.progress)
+        trees = self._source.read(context)
+        self._config = trees.config
+        return trees
 
-    # --- reading --------------------------------------------------------------------------------
-    def _ingest(self, spools: Spools) -> tuple[Ingest, Directory]:
-        """Read the source; gives what was read, and the root."""
+    def _read_trees(self, trees: Trees, spools: Spools, directory: Path) -> list[ReadTree]:
+        """Read every tree of the source; all share the spools of chunk data."""
         options = self._options
-        config = WorkerConfig(
-            spools.data,
-            spools.leaves,
-            spools.tails,
-            spools.packed,
-            options.params.algorithm.name_text,
-            options.params.salt,
-            options.chunk_size,
-            options.inline_max,
-            self._tails,
-            options.epoch,
-            options.all_root,
-            options.timestamp,
-            options.clamp,
-            not options.by_path,
-        )
-        jobs = options.job_count
-        pool: Pool = LocalPool(config) if jobs == 1 else ProcessPool(config, jobs)
-        self._stack.callback(pool.stop)
-        ingest = Ingest(
-            pool=pool,
-            packed_fd=spools.packed,
-            index=self._index,
-            new_allocator=self._new_allocator,
-            blob_per_file=options.blobs is BlobLayout.FILE,
-            chunk_size=options.chunk_size,
-            tails=self._tails,
-            inline_max=options.inline_max,
-            adjust=options.adjust if options.adjusts else None,
+        stacked = len(trees.walks) > 1
+        reading = Reading(
+            options=options,
+            placement=self._placement,
+            # Only next to blocks of the image itself.
+            tails=options.blobs is BlobLayout.NONE and not self._bases,
+            source_fds=trees.source_fds,
+            by_source=options.blobs is BlobLayout.LAYER and not stacked,
             warn=self._warn,
-            progress=self._progress,
+            progress=self.progress,
         )
-        try:
-            root = ingest.run(DirectorySource(self._source, exclude=options.exclude).walk())
-        except ScanError as error:
-            if error.output:
-                raise OSError(error.number, os.strerror(error.number)) from error
-            raise _source_error(error) from error
-        if options.by_path:
-            apply_attributes(root, owners=options.owners, file_contexts=options.file_contexts)
-        return ingest, root
-
-    @property
-    def _tails(self) -> bool:
-        """Whether files of a block or more may have inline tails: only next to blocks of the image itself."""
-        return self._options.blobs is BlobLayout.NONE and not self._bases
+        read = []
+        for number, walk in enumerate(trees.walks):
+            if number:
+                spools = spools.for_another_tree(directory, self._stack)
+                if options.blobs is BlobLayout.LAYER:
+                    self._placement.start_blob()
+            read.append(reading.read(walk, spools))
+        return read
 
     def _new_allocator(self) -> BlobAllocator:
         if self._options.blobs is BlobLayout.NONE:
@@ -235,16 +250,16 @@ class _Build:
         self._allocators.append(allocator)
         return allocator
 
-    # --- writing --------------------------------------------------------------------------------
-    def _shared_blobs(self, store: LocalStore, ingest: Ingest) -> tuple[list[BuiltBlob], dict[int, int]]:
-        """The bases' blobs that the image refers to, now in the store, and their device numbers."""
-        used = [base for base in self._bases if base.number in ingest.used_devices]
-        for base in used:
-            if not store.has_blob(base.digest):
-                with contextlib.closing(base.image.open_data(base.digest)) as source:
-                    store.put_blob(base.digest, source, jobs=self._options.job_count)
-        blobs = [BuiltBlob(base.digest, base.data_size, base.size, base.root_hash, False) for base in used]
-        return blobs, {base.number: position for position, base in enumerate(used, 1)}
+    def _data_blobs(self, tree: ReadTree, new: list[BuiltBlob]) -> tuple[list[BuiltBlob], dict[int, int]]:
+        """The blobs that a tree refers to, bases' first, and their device numbers."""
+        known = {
+            base.number: BuiltBlob(base.digest, base.data_size, base.size, base.root_hash, False)
+            for base in self._bases
+        }
+        if new:
+            known |= {item.device: blob for item, blob in zip(self._allocators, new, strict=True)}
+        used = [number for number in known if number in tree.devices]
+        return [known[number] for number in used], {number: place for place, number in enumerate(used, 1)}
 
     def _new_blobs(self, store: LocalStore, one_file: BlobWriter | None, spools: Spools) -> list[BuiltBlob]:
         """Seal the new data blobs and put them into the store."""
@@ -264,15 +279,9 @@ class _Build:
         return blobs
 
     def _write_meta(
-        self,
-        fd: int,
-        ingest: Ingest,
-        root: Directory,
-        spools: Spools,
-        devices: tuple[DeviceEntry, ...],
-        numbers: dict[int, int],
+        self, fd: int, tree: ReadTree, devices: tuple[DeviceEntry, ...], numbers: dict[int, int], *, annex: bytes
     ) -> SealedBlob:
-        """Lay out, write and seal the meta blob."""
+        """Lay out, write and seal a meta blob."""
         options = self._options
         in_itself = options.blobs is BlobLayout.NONE and self._allocators
         image_options = ImageOptions(
@@ -282,23 +291,28 @@ class _Build:
             epoch=options.epoch,
             data_blocks=1 + self._allocators[0].blocks if in_itself else 1,
             uuid=options.uuid,
-            packed_files=ingest.packed_files,
-            packed_serials=ingest.packed_serial,
-            packed_blocks=ingest.packed_blocks,
+            packed_files=tree.packed_files,
+            packed_serials=tree.packed_serials,
+            packed_blocks=tree.packed_blocks,
         )
-        return MetaBlob(fd, image_options, options.params, spools, options.job_count).write(root)
+        return MetaBlob(fd, image_options, options.params, tree.spools, options.job_count, annex).write(tree.root)
 
-    def _result(self, ingest: Ingest, blobs: list[BuiltBlob]) -> BuildResult:
-        totals = ingest.totals
+    def _result(self, built: Built) -> BuildResult:
+        totals = self._placement.totals
         return BuildResult(
-            blobs[0].digest,
-            tuple(blobs),
+            built.document.image,
+            tuple(dict.fromkeys(blob for blobs in built.blobs for blob in blobs)),
+            tuple(blobs[0].digest for blobs in built.blobs),
             totals.files,
             totals.bytes_in,
             totals.bytes_new,
             totals.bytes_shared,
             time.monotonic() - self._started,
         )
+
+
+def _info(blob: BuiltBlob) -> BlobInfo:
+    return BlobInfo(blob.digest, blob.data_size, blob.size)
 
 
 @contextlib.contextmanager
@@ -319,11 +333,3 @@ def _full_disk(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise output_error(error, path) from error
-
-
-def _source_error(error: ScanError) -> SourceError:
-    """A file that a worker could not read, as one of our own."""
-    changed = not error.number
-    what = error.what if changed else f"{error.what}: {os.strerror(error.number)}"
-    hint = "build from a snapshot, or when nothing writes there" if changed else "--exclude leaves it out"
-    return SourceError(what, where=os.fsdecode(error.path), hint=hint)

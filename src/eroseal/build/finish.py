@@ -50,6 +50,7 @@ class MetaBlob:
         params: hash algorithm and salt.
         spools: tails and packed blocks, and the leaf hashes of chunks in front.
         jobs: threads that hash.
+        annex: what follows the file system inside the data region, a multiple of 4096 bytes.
     """
 
     fd: int
@@ -57,6 +58,7 @@ class MetaBlob:
     params: TreeParams
     spools: Spools
     jobs: int
+    annex: bytes = b""
 
     def write(self, root: Directory) -> SealedBlob:
         """Lay out, write and seal a tree."""
@@ -66,7 +68,8 @@ class MetaBlob:
         superblock = writer.write(self.fd)
         packed_at = layout.meta_blkaddr * BLOCK + layout.packed_at
         copy_bytes(self.spools.packed, 0, self.fd, packed_at, options.packed_blocks * BLOCK)
-        data_size = writer.blocks * BLOCK
+        write_at(self.fd, self.annex, writer.blocks * BLOCK)
+        data_size = writer.blocks * BLOCK + len(self.annex)
         leaves_at, leaves_length = self._hash(data_size)
         if options.uuid is None:
             uuid = self._derive_uuid(leaves_at, leaves_length)

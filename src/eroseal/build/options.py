@@ -6,9 +6,11 @@ import enum
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from eroseal.errors import UsageError
 from eroseal.format.digest import Digest, TreeParams
+from eroseal.format.statement import ImageDigest
 from eroseal.seal.blob import SealedBlob
 from eroseal.seal.chunker import check_chunk_size
 from eroseal.tree.attributes import Owner
@@ -17,7 +19,7 @@ from eroseal.tree.rules import Scope
 
 Warn = Callable[[str], None]
 Progress = Callable[[int, int], None]
-"""Called with (files, bytes) read so far."""
+"""Called with (files, bytes) read so far; while archives are read, with 0 and the bytes of these."""
 
 
 class BlobLayout(enum.Enum):
@@ -29,6 +31,13 @@ class BlobLayout(enum.Enum):
     FILE = "file"
 
 
+class LayerMode(enum.Enum):
+    """What becomes of a source's layers (`--layers`)."""
+
+    MERGE = "merge"
+    STACK = "stack"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
     """Options of a build; all of them, the source and the bases decide the bytes, and nothing else does.
@@ -36,6 +45,7 @@ class BuildOptions:
     Args:
         blobs: NONE puts chunks into the image itself, BUILD into one new data blob, LAYER into one for each layer of
             the source (a directory is one layer), FILE into one for each file.
+        layers: MERGE makes one image of a source's layers, STACK one of each, to be mounted on top of each other.
         params: hash algorithm and salt of all trees.
         chunk_size: bytes, a power of two from 4 KiB to 1 MiB.
         inline_max: longest file or tail that goes into the meta blob, in bytes, 0 to 4095.
@@ -49,9 +59,11 @@ class BuildOptions:
         jobs: worker processes; 1 works in the calling process, None means one for each processor.
         durable: sync what is written to disk.
         replace: take the place of an image of the same name.
+        work: directory for what is built before it goes to a remote target; None means the system's for such files.
     """
 
     blobs: BlobLayout = BlobLayout.BUILD
+    layers: LayerMode = LayerMode.MERGE
     params: TreeParams = field(default_factory=TreeParams)
     chunk_size: int = 65536
     inline_max: int = 4095
@@ -65,6 +77,7 @@ class BuildOptions:
     jobs: int | None = None
     durable: bool = True
     replace: bool = False
+    work: Path | None = None
 
     def __post_init__(self) -> None:
         check_chunk_size(self.chunk_size)
@@ -131,16 +144,18 @@ class BuildResult:
     """What a build made.
 
     Args:
-        image: the image digest.
-        blobs: the meta blob, then the data blobs in device order.
+        image: the image or stack digest.
+        blobs: the meta blob, then the data blobs in device order; of a stack, those of each layer, the lowest first.
+        layers: digest of each meta blob, the lowest first.
         files: inodes of any kind, names of hard links counted.
         bytes_in: content bytes of regular files.
         bytes_new, bytes_shared: bytes of chunks stored, and of chunks found.
         seconds: wall time.
     """
 
-    image: Digest
+    image: ImageDigest
     blobs: tuple[BuiltBlob, ...]
+    layers: tuple[Digest, ...]
     files: int
     bytes_in: int
     bytes_new: int

@@ -8,23 +8,22 @@ walk is over, in the same order. What a worker gets back for an arena is a list 
 from __future__ import annotations
 
 import os
-from array import array
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, repeat
-from typing import Final
+from itertools import chain, count, repeat
+from typing import Final, cast
 
+from eroseal.build.large import LargeFiles
 from eroseal.build.links import PackedLinks
+from eroseal.build.placement import Placement, Totals
 from eroseal.build.pool import Pool
-from eroseal.build.segments import data_segments
-from eroseal.build.wire import BLOCK, LARGE_FILE, LONGEST_TAIL, FileTask, Record, SegmentTask, Write
-from eroseal.errors import SourceError, UnsupportedError
+from eroseal.build.wire import BLOCK, LARGE_FILE, LONGEST_TAIL, FileTask, Record, StoredTask, Write
+from eroseal.errors import SourceError
 from eroseal.format.xattr import split_name
-from eroseal.limits import MAX_DEVICES, MAX_XATTR_VALUE
-from eroseal.seal.chunker import BlobAllocator, ChunkIndex, compact
+from eroseal.limits import MAX_XATTR_VALUE
 from eroseal.tree.directory import PENDING, ScannedDirectory
-from eroseal.tree.model import DEVICE_SHIFT, NULL_CHUNK, Directory, Inode, Packed, Xattrs
+from eroseal.tree.model import Directory, Inode, Packed, StoredFile, Xattrs
 
 _PACKED_FIELDS: Final = 3
 _PACKED_LINK_FIELDS: Final = 6
@@ -35,37 +34,18 @@ Progress = Callable[[int, int], None]
 """Called with (files, bytes) read so far."""
 
 
-@dataclass(slots=True)
-class Totals:
-    """What a build read and stored.
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Some regular files of one directory.
 
     Args:
-        files: inodes of any kind.
-        bytes_in: content bytes of regular files.
-        bytes_new, bytes_shared: bytes of chunks that were stored, and that were there already.
+        slots: their indexes in the directory's children.
+        body: their names, or where archives hold them.
     """
 
-    files: int = 0
-    bytes_in: int = 0
-    bytes_new: int = 0
-    bytes_shared: int = 0
-
-
-@dataclass(slots=True)
-class _Large:
-    inode: Inode
-    path: bytes
-    identity: tuple[int, int, int, int]
-    unsettled: int = 0
-    complete: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Segment:
-    task: int
-    large: _Large
-    first_chunk: int
-    length: int
+    scanned: ScannedDirectory
+    slots: Sequence[int]
+    body: Sequence[bytes | StoredFile]
 
 
 @dataclass(slots=True)
@@ -75,10 +55,11 @@ class Ingest:
     Args:
         pool: the workers.
         packed_fd: the spool that they write packed blocks to.
-        index: known chunks; new ones are added.
-        new_allocator: gives the allocator for the next new data blob.
+        source_fds: spools that archives were read into.
+        placement: finds or allocates chunks.
         blob_per_file: start a new blob for each file that has new chunks.
-        chunk_size: bytes.
+        blob_per_source: start a new blob for each of the source's spools, whose files are then read one spool after
+            the other.
         tails: as for the workers.
         adjust: applies ownership and time options to the inodes that the walk made; workers do so to theirs.
         warn: called with a sentence for what is left out.
@@ -86,27 +67,37 @@ class Ingest:
 
     pool: Pool
     packed_fd: int
-    index: ChunkIndex
-    new_allocator: Callable[[], BlobAllocator]
+    source_fds: Sequence[int]
+    placement: Placement
     blob_per_file: bool
-    chunk_size: int
+    blob_per_source: bool
     tails: bool
     inline_max: int
     adjust: Callable[[Inode], None] | None
     warn: Callable[[str], None]
     progress: Progress | None = None
-    totals: Totals = field(default_factory=Totals)
     tail_bytes: int = 0
     packed_files: int = 0
     packed_serial: int = 0
     packed_blocks: int = 0
-    used_devices: set[int] = field(default_factory=set)
-    _allocator: BlobAllocator | None = None
     _links: dict[tuple[int, int], Inode] = field(default_factory=dict)
     _packed_links: PackedLinks = field(default_factory=PackedLinks)
     _xattrs: dict[Xattrs, Xattrs] = field(default_factory=dict)
-    _large: list[_Large] = field(default_factory=list)
-    _task: int = 0
+    _tasks: Iterator[int] = field(default_factory=lambda: count(1))
+    _batch: list[_Piece] = field(default_factory=list)
+    _batch_files: int = 0
+    _waiting: deque[tuple[int, list[_Piece]]] = field(default_factory=deque)
+    _large: LargeFiles = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._large = LargeFiles(
+            self.pool, self.placement, self.source_fds, self._tasks, self._show, blob_per_file=self.blob_per_file
+        )
+
+    @property
+    def totals(self) -> Totals:
+        """What was read and stored."""
+        return self.placement.totals
 
     def run(self, walk: Iterable[ScannedDirectory]) -> Directory:
         """Read everything; returns the root.
@@ -115,46 +106,56 @@ class Ingest:
             SourceError, ScanError: what a worker met.
         """
         root: Directory | None = None
-        waiting: deque[tuple[int, list[tuple[ScannedDirectory, int]]]] = deque()
-        batch: FileTask = []
-        places: list[tuple[ScannedDirectory, int]] = []
-        count = 0
+        by_source: dict[int, list[_Piece]] = {}
         for scanned in walk:
-            directory = scanned.directory
             if root is None:
-                root = directory
-            self._own(directory, scanned)
-            files = scanned.files
-            for start in range(0, len(files), _BATCH_FILES):
-                part = files[start : start + _BATCH_FILES]
-                batch.append((scanned.path, part))
-                places.append((scanned, start))
-                count += len(part)
-                if count >= _BATCH_FILES:
-                    self._hand_out(batch, places, waiting)
-                    batch, places, count = [], [], 0
-        if batch:
-            self._hand_out(batch, places, waiting)
-        while waiting:
-            self._settle_files(*waiting.popleft())
-        self._read_large()
+                root = scanned.directory
+            self._own(scanned.directory, scanned)
+            if self.blob_per_source and scanned.contents is not None:
+                _sort_out(scanned, scanned.contents, by_source)
+            else:
+                self._hand_out(_Piece(scanned, scanned.slots, scanned.contents or scanned.files))
+        self._settle_all()
+        for number in sorted(by_source):
+            self.placement.start_blob()
+            for piece in by_source.pop(number):
+                self._hand_out(piece)
+            self._settle_all()
         self.pool.finish()
         self._packed_links.write_counts(self.packed_fd)
         if root is None:
             raise SourceError("the source is empty: not even a root directory")
         return root
 
-    def _hand_out(
-        self,
-        batch: FileTask,
-        places: list[tuple[ScannedDirectory, int]],
-        waiting: deque[tuple[int, list[tuple[ScannedDirectory, int]]]],
-    ) -> None:
+    def _hand_out(self, piece: _Piece) -> None:
+        """Put files into batches, and full batches to work."""
+        for start in range(0, len(piece.slots), _BATCH_FILES):
+            end = start + _BATCH_FILES
+            part = _Piece(piece.scanned, piece.slots[start:end], piece.body[start:end])
+            self._batch.append(part)
+            self._batch_files += len(part.slots)
+            if self._batch_files >= _BATCH_FILES:
+                self._submit_batch()
+
+    def _submit_batch(self) -> None:
         while not self.pool.room():
-            self._settle_files(*waiting.popleft())
-        self._task += 1
-        self.pool.submit(self._task, "F", batch)
-        waiting.append((self._task, places))
+            self._settle_files(*self._waiting.popleft())
+        batch, self._batch, self._batch_files = self._batch, [], 0
+        task = next(self._tasks)
+        if batch[0].scanned.contents is None:
+            names: FileTask = [(part.scanned.path, cast(list[bytes], part.body)) for part in batch]
+            self.pool.submit(task, "F", names)
+        else:
+            stored: StoredTask = [item for part in batch for item in cast(list[StoredFile], part.body)]
+            self.pool.submit(task, "A", stored)
+        self._waiting.append((task, batch))
+
+    def _settle_all(self) -> None:
+        if self._batch:
+            self._submit_batch()
+        while self._waiting:
+            self._settle_files(*self._waiting.popleft())
+        self._large.read()
 
     def _own(self, directory: Directory, scanned: ScannedDirectory) -> None:
         """Account for what the walk itself read."""
@@ -172,10 +173,10 @@ class Ingest:
                 self.adjust(child)
 
     # --- files ----------------------------------------------------------------------------------
-    def _settle_files(self, task: int, places: list[tuple[ScannedDirectory, int]]) -> None:
-        ends = [(scanned, start, min(start + _BATCH_FILES, len(scanned.files))) for scanned, start in places]
-        directories = chain.from_iterable(repeat(scanned, end - start) for scanned, start, end in ends)
-        slots = chain.from_iterable(scanned.slots[start:end] for scanned, start, end in ends)
+    def _settle_files(self, task: int, pieces: list[_Piece]) -> None:
+        directories = chain.from_iterable(repeat(piece.scanned, len(piece.slots)) for piece in pieces)
+        slots = chain.from_iterable(piece.slots for piece in pieces)
+        items: Iterable[bytes | StoredFile] = chain.from_iterable(piece.body for piece in pieces)
         last = False
         while not last:
             result = self.pool.collect(task)
@@ -186,7 +187,7 @@ class Ingest:
             tails_at, serial = self.tail_bytes, self.packed_serial + 1
             start = self.packed_blocks * BLOCK
             # The records come first: zip must not take from the others when a part's records end.
-            for record, scanned, slot in zip(records, directories, slots, strict=False):
+            for record, scanned, slot, item in zip(records, directories, slots, items, strict=False):
                 if len(record) == _PACKED_FIELDS:
                     mode, size, offset = record
                     self.packed_files += 1
@@ -203,14 +204,19 @@ class Ingest:
                         dropped.append(record[5])
                     scanned.directory.children[slot] = packed
                 else:
-                    scanned.directory.children[slot] = self._settle_file(record, scanned, slot, writes)
+                    scanned.directory.children[slot] = self._settle_file(record, scanned, slot, item, writes)
             self.totals.files += len(records)
             self.pool.settle(result, tails_at, self.packed_blocks, serial, dropped, writes)
             self.packed_blocks += packed_blocks
+        self._show()
+
+    def _show(self) -> None:
         if self.progress is not None:
             self.progress(self.totals.files, self.totals.bytes_in)
 
-    def _settle_file(self, record: Record, scanned: ScannedDirectory, slot: int, writes: list[Write]) -> Inode:
+    def _settle_file(
+        self, record: Record, scanned: ScannedDirectory, slot: int, item: bytes | StoredFile, writes: list[Write]
+    ) -> Inode:
         mode, uid, gid, mtime, size, link, xattrs, first, ids, alternative = record
         tail = size % BLOCK
         if ids is None:
@@ -234,78 +240,18 @@ class Ingest:
         if has_tail:
             inode.tail_at = tail_at
         if first == LARGE_FILE:
-            assert link is not None
-            path = os.path.join(scanned.path, scanned.directory.names[slot])
-            self._large.append(_Large(inode, path, (link[0], link[1], size, mtime)))
+            if isinstance(item, tuple):
+                self._large.add(inode, item[:2])
+            elif link is not None:
+                path = os.path.join(scanned.path, item)
+                self._large.add(inode, (path, (link[0], link[1], size, mtime)))
             if self.adjust is not None:  # only now: its segments are read under the mtime that it has
                 self.adjust(inode)
         elif ids is not None:
-            self._place(inode, ids, alternative, first, writes)
+            if self.blob_per_file:
+                self.placement.start_blob()
+            self.placement.place(inode, ids, alternative, first, writes)
         return inode
-
-    def _place(
-        self,
-        inode: Inode,
-        ids: list[bytes | None],
-        alternative: tuple[bool, bytes | None] | None,
-        first: int,
-        writes: list[Write],
-    ) -> None:
-        """Find or allocate the chunks of a file that lies in an arena from block `first` on."""
-        step = self.chunk_size // BLOCK
-        blocks = -(-inode.size // BLOCK) if inode.tail_at < 0 else inode.size // BLOCK
-        if self.blob_per_file:
-            self._allocator = None
-        if alternative is not None and not self._stays_together(ids, blocks, step):
-            # Its chunks will not lie side by side, so it needs chunk indexes, and those leave no room for a tail.
-            inode.tail_at = -1
-            separate, last_id = alternative
-            ids = [*ids, last_id] if separate else [*ids[:-1], last_id]
-            blocks += 1
-        if len(ids) == 1:
-            inode.chunks = self._chunk(ids[0], blocks, first, writes)
-            return
-        locations = array("Q")
-        for number, chunk_id in enumerate(ids):
-            start = number * step
-            locations.append(self._chunk(chunk_id, min(step, blocks - start), first + start, writes))
-        inode.chunks = compact(locations, step)
-
-    def _stays_together(self, ids: list[bytes | None], blocks: int, step: int) -> bool:
-        """Whether all chunks are new and different, or all are known and follow each other."""
-        found: list[int | None] = []
-        for number, chunk_id in enumerate(ids):
-            if chunk_id is None:
-                return False
-            found.append(self.index.find(min(step, blocks - number * step), chunk_id))
-        if found[0] is None:
-            return all(item is None for item in found) and len(set(ids)) == len(ids)
-        return all(item == found[0] + number * step for number, item in enumerate(found))
-
-    def _chunk(self, chunk_id: bytes | None, blocks: int, source: int, writes: list[Write]) -> int:
-        """Location of one chunk; adds to `writes` what must be stored."""
-        if chunk_id is None:
-            return NULL_CHUNK
-        known = self.index.find(blocks, chunk_id)
-        if known is not None:
-            self.totals.bytes_shared += blocks * BLOCK
-            self.used_devices.add(known >> DEVICE_SHIFT)
-            return known
-        if self._allocator is None:
-            self._allocator = self.new_allocator()
-        allocator = self._allocator
-        location = allocator.next_location
-        self.index.add(blocks, chunk_id, location)
-        target = allocator.take(blocks)
-        self.totals.bytes_new += blocks * BLOCK
-        self.used_devices.add(allocator.device)
-        if writes:
-            start, length, block = writes[-1]
-            if start + length == source and block + length == target:
-                writes[-1] = (start, length + blocks, block)
-                return location
-        writes.append((source, blocks, target))
-        return location
 
     def _clean(self, xattrs: Xattrs, path: bytes) -> Xattrs:
         """One shared copy of these xattrs, without those that EROFS cannot hold."""
@@ -329,57 +275,13 @@ class Ingest:
         self._xattrs[xattrs] = result
         return result
 
-    # --- large files ----------------------------------------------------------------------------
-    def _read_large(self) -> None:
-        """Read what was put aside, segment by segment, with several segments under way."""
-        waiting: deque[_Segment] = deque()
-        for large in self._large:
-            if self.blob_per_file:
-                while waiting:
-                    self._settle_segment(waiting.popleft())
-                self._allocator = None
-            large.inode.chunks = NULL_CHUNK  # until a segment holds data
-            for offset, length in data_segments(large.path, large.identity):
-                while not self.pool.room():
-                    self._settle_segment(waiting.popleft())
-                self._task += 1
-                task: SegmentTask = (large.path, offset, length, large.identity)
-                self.pool.submit(self._task, "S", task)
-                large.unsettled += 1
-                waiting.append(_Segment(self._task, large, offset // self.chunk_size, length))
-            large.complete = True
-            self._compact(large)
-        while waiting:
-            self._settle_segment(waiting.popleft())
-        self._large.clear()
 
-    def _settle_segment(self, segment: _Segment) -> None:
-        result = self.pool.collect(segment.task)
-        inode, step = segment.large.inode, self.chunk_size // BLOCK
-        if not isinstance(inode.chunks, array):
-            inode.chunks = array("Q", [NULL_CHUNK]) * -(-inode.size // self.chunk_size)
-        blocks = -(-segment.length // BLOCK)
-        writes: list[Write] = []
-        for number, chunk_id in enumerate(result[3]):
-            start = number * step
-            location = self._chunk(chunk_id, min(step, blocks - start), start, writes)
-            inode.chunks[segment.first_chunk + number] = location
-        self.pool.settle(result, self.tail_bytes, self.packed_blocks, 0, [], writes)
-        segment.large.unsettled -= 1
-        self._compact(segment.large)
-        if self.progress is not None:
-            self.progress(self.totals.files, self.totals.bytes_in)
-
-    def _compact(self, large: _Large) -> None:
-        """Keep one location instead of a list, if one says it all and no segment is missing."""
-        if large.complete and not large.unsettled and isinstance(large.inode.chunks, array):
-            large.inode.chunks = compact(large.inode.chunks, self.chunk_size // BLOCK)
-
-
-def check_devices(count: int) -> None:
-    """Refuse more data blobs than an image can name."""
-    if count > MAX_DEVICES:
-        raise UnsupportedError(
-            f"this build needs {count} data blobs, an image can name {MAX_DEVICES}",
-            hint="--blobs build puts all new chunks into one",
-        )
+def _sort_out(scanned: ScannedDirectory, contents: list[StoredFile], by_source: dict[int, list[_Piece]]) -> None:
+    """Add a directory's files to the pieces of the sources that hold their content."""
+    found: dict[int, tuple[list[int], list[StoredFile]]] = {}
+    for slot, stored in zip(scanned.slots, contents, strict=True):
+        slots, body = found.setdefault(stored[0], ([], []))
+        slots.append(slot)
+        body.append(stored)
+    for number, (slots, body) in found.items():
+        by_source.setdefault(number, []).append(_Piece(scanned, slots, body))

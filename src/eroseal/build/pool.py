@@ -8,13 +8,14 @@ from typing import Any, Final, Protocol
 
 from eroseal.build.messages import marked
 from eroseal.build.process import WorkerProcess, start_worker
-from eroseal.build.wire import FileTask, ScanError, SegmentTask, WorkerConfig, Write
+from eroseal.build.wire import FileTask, ScanError, SegmentTask, StoredTask, WorkerConfig, Write
 from eroseal.build.worker import Worker
 from eroseal.errors import ErosealError
 
 _TASKS_AHEAD: Final = 12
 """Tasks that a worker has in hand at once: the walk goes ahead while workers start, and what is queued is bounded."""
 
+Body = FileTask | StoredTask | SegmentTask
 Result = tuple[int, bool, int, Any]
 """(task number, whether it is the task's last part, arena number, records or chunk hashes)."""
 
@@ -26,8 +27,8 @@ class Pool(Protocol):
         """Whether another task may be submitted now."""
         ...
 
-    def submit(self, task: int, kind: str, body: FileTask | SegmentTask) -> None:
-        """Start a task; kind "F" for files, "S" for a segment."""
+    def submit(self, task: int, kind: str, body: Body) -> None:
+        """Start a task; kind "F" for files, "A" for files of archives, "S" for a segment."""
         ...
 
     def collect(self, task: int) -> Result:
@@ -60,7 +61,7 @@ class LocalPool:
     def room(self) -> bool:
         return self._task is None
 
-    def submit(self, task: int, kind: str, body: FileTask | SegmentTask) -> None:
+    def submit(self, task: int, kind: str, body: Body) -> None:
         self._task = (task, kind, body)
         self._scan = self._results(task, kind, body)
 
@@ -68,7 +69,7 @@ class LocalPool:
         if kind == "S":
             yield task, True, *self._worker.segment(body)
             return
-        for arena, part, last in marked(self._worker.scan(body)):
+        for arena, part, last in marked(self._worker.scan(kind, body)):
             yield task, last, arena, part
 
     def collect(self, task: int) -> Result:
@@ -114,7 +115,7 @@ class ProcessPool:
     def room(self) -> bool:
         return any(len(worker.tasks) < _TASKS_AHEAD for worker in self._workers)
 
-    def submit(self, task: int, kind: str, body: FileTask | SegmentTask) -> None:
+    def submit(self, task: int, kind: str, body: Body) -> None:
         worker = min(self._workers, key=lambda item: len(item.tasks))
         worker.tasks.add(task)
         self._owner[task] = worker

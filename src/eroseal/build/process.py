@@ -114,7 +114,7 @@ def _spawn(config: WorkerConfig, task_fd: int, result_fd: int) -> int:
         [sys.executable, "-S", "-E", "-c", code.format(sys.path, astuple(config), task_fd, result_fd)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        pass_fds=(task_fd, result_fd, config.data_fd, config.leaves_fd, config.tails_fd, config.packed_fd),
+        pass_fds=(task_fd, result_fd, *config.fds),
     )
     process.returncode = 0  # it is waited for by its pid
     return process.pid

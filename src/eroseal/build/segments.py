@@ -7,20 +7,20 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from eroseal.build.wire import ARENA, OPEN_FLAGS, identity_of
+from eroseal.build.wire import ARENA, OPEN_FLAGS, Identity, identity_of
 from eroseal.errors import SourceError
 
 _NO_HOLES: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY})
 """What file systems say that cannot tell data from holes."""
 
 
-def data_segments(path: bytes, identity: tuple[int, int, int, int]) -> Iterator[tuple[int, int]]:
+def data_segments(path: bytes, identity: Identity) -> Iterator[tuple[int, int]]:
     """(offset, length) of arena-sized pieces, aligned to arenas, that hold data.
 
     Args:
         path: of the file.
-        identity: (st_dev, st_ino, st_size, st_mtime_ns) that it must have, now and when the last piece was given:
-            the pieces themselves are checked by who reads them, but nobody reads a hole.
+        identity: that it must have, now and when the last piece was given: the pieces themselves are checked by who
+            reads them, but nobody reads a hole.
 
     Raises:
         SourceError: it cannot be read, or is not the same any more.
@@ -30,11 +30,7 @@ def data_segments(path: bytes, identity: tuple[int, int, int, int]) -> Iterator[
         fd = os.open(path, OPEN_FLAGS)
         try:
             _require(fd, identity, where)
-            offset = 0
-            while (start := _next_data(fd, offset, identity[2])) is not None:
-                offset = start // ARENA * ARENA
-                yield offset, min(ARENA, identity[2] - offset)
-                offset += ARENA
+            yield from _segments(fd, 0, identity[2])
             _require(fd, identity, where)
         finally:
             os.close(fd)
@@ -42,9 +38,25 @@ def data_segments(path: bytes, identity: tuple[int, int, int, int]) -> Iterator[
         raise SourceError(f"cannot read: {error.strerror}", where=where) from error
 
 
-def _next_data(fd: int, offset: int, size: int) -> int | None:
-    """Where data begins at or behind `offset`; None where there is none up to `size`."""
-    if offset >= size:
+def stored_segments(fd: int, start: int, size: int) -> Iterator[tuple[int, int]]:
+    """As `data_segments`, for the `size` bytes from byte `start` on of a source's spool; offsets count from there."""
+    try:
+        yield from _segments(fd, start, size)
+    except OSError as error:
+        raise SourceError(f"cannot read what was unpacked: {error.strerror}") from error
+
+
+def _segments(fd: int, start: int, size: int) -> Iterator[tuple[int, int]]:
+    offset = 0
+    while (data := _next_data(fd, start + offset, start + size)) is not None:
+        offset = (data - start) // ARENA * ARENA
+        yield offset, min(ARENA, size - offset)
+        offset += ARENA
+
+
+def _next_data(fd: int, offset: int, end: int) -> int | None:
+    """Where data begins at or behind `offset`; None where there is none up to `end`."""
+    if offset >= end:
         return None
     try:
         start = os.lseek(fd, offset, os.SEEK_DATA)
@@ -54,10 +66,10 @@ def _next_data(fd: int, offset: int, size: int) -> int | None:
         if error.errno in _NO_HOLES:
             return offset
         raise
-    return start if start < size else None
+    return start if start < end else None
 
 
-def _require(fd: int, identity: tuple[int, int, int, int], where: str) -> None:
+def _require(fd: int, identity: Identity, where: str) -> None:
     if identity_of(fd) != identity:
         raise SourceError(
             "changed while it was read", where=where, hint="build from a snapshot, or when nothing writes there"

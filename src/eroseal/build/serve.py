@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from eroseal.build.messages import marked, receive, send
 from eroseal.build.wire import ScanError, WorkerConfig
-from eroseal.build.worker import Worker
+from eroseal.build.worker import SCANS, Worker
 
 _ARENAS: Final = 3
 """Arenas of a worker that may wait for the parent's decision."""
@@ -63,8 +63,8 @@ class _Server:
             if message is None:
                 return
             kind, number, body = message
-            if kind == "F":
-                for arena, records, last in marked(self._worker.scan(body)):
+            if kind in SCANS:
+                for arena, records, last in marked(self._worker.scan(kind, body)):
                     self._answer(number, last, arena, records)
             elif kind == "S":
                 self._answer(number, True, *self._worker.segment(body))

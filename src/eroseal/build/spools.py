@@ -35,13 +35,11 @@ class Spools:
     @classmethod
     def create(cls, data: int | None, directory: Path, stack: contextlib.ExitStack) -> Self:
         """Unnamed files in `directory`, closed by `stack`; `data` too unless it is given."""
+        return cls(_spool(directory, stack) if data is None else data, *(_spool(directory, stack) for _ in range(3)))
 
-        def spool() -> int:
-            fd = _unnamed_file(directory)
-            stack.callback(os.close, fd)
-            return fd
-
-        return cls(spool() if data is None else data, spool(), spool(), spool())
+    def for_another_tree(self, directory: Path, stack: contextlib.ExitStack) -> Self:
+        """The same spools for chunk data, and new ones for what belongs to a single meta blob."""
+        return type(self)(self.data, self.leaves, _spool(directory, stack), _spool(directory, stack))
 
     def tail_reader(self) -> ReadTail:
         """Reads tails in rising order, through one buffer."""
@@ -59,7 +57,14 @@ class Spools:
         return read
 
 
-def _unnamed_file(directory: Path) -> int:
+def _spool(directory: Path, stack: contextlib.ExitStack) -> int:
+    fd = unnamed_file(directory)
+    stack.callback(os.close, fd)
+    return fd
+
+
+def unnamed_file(directory: Path) -> int:
+    """A descriptor of a new file without a name, in a directory's file system; OSError passes through."""
     try:
         return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:

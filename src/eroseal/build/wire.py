@@ -9,6 +9,8 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
+from eroseal.tree.model import StoredFile
+
 BLOCK: Final = 4096
 ARENA: Final = 2 << 20
 """Bytes of an arena; a segment of a large file fills one."""
@@ -23,8 +25,14 @@ OPEN_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC |
 
 FileTask = list[tuple[bytes, list[bytes]]]
 """(directory, names of regular files in it), in canonical order."""
-SegmentTask = tuple[bytes, int, int, tuple[int, int, int, int]]
-"""(path, byte offset, length, (st_dev, st_ino, st_size, st_mtime_ns) that the file must still have)."""
+Identity = tuple[int, int, int, int]
+"""(st_dev, st_ino, st_size, st_mtime_ns) that a file must keep while it is read."""
+LargePlace = tuple[bytes, Identity] | tuple[int, int]
+"""Where a large file lies: its path and identity, or the number of a source's spool and a byte offset in that."""
+SegmentTask = tuple[LargePlace, int, int]
+"""(place, byte offset in the file, length)."""
+StoredTask = list[StoredFile]
+"""Files of archives, in canonical order."""
 
 LARGE_FILE: Final = -2
 Record = tuple[
@@ -69,6 +77,7 @@ class WorkerConfig:
         epoch: the image's own time, in seconds.
         all_root, timestamp, clamp: as in `BuildOptions`.
         pack: whether small files are packed with their inodes; not where the parent has yet to change these.
+        source_fds: descriptors of the spools that archives were read into.
     """
 
     data_fd: int
@@ -85,6 +94,12 @@ class WorkerConfig:
     timestamp: int | None
     clamp: int | None
     pack: bool
+    source_fds: tuple[int, ...] = ()
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """All descriptors that a worker needs."""
+        return (self.data_fd, self.leaves_fd, self.tails_fd, self.packed_fd, *self.source_fds)
 
 
 class ScanError(Exception):
@@ -95,8 +110,8 @@ class ScanError(Exception):
         self.what, self.path, self.number, self.output = what, path, number, output
 
 
-def identity_of(fd: int) -> tuple[int, int, int, int]:
-    """(st_dev, st_ino, st_size, st_mtime_ns): what a file must keep while it is read."""
+def identity_of(fd: int) -> Identity:
+    """What an open file must keep while it is read."""
     st = os.fstat(fd)
     return st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns
 

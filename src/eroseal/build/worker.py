@@ -22,12 +22,12 @@ from __future__ import annotations
 
 import errno
 import itertools
-import operator
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, cast
 
+from eroseal.build.arena import PLACE_LATER, Arena, Records, Shortcut
 from eroseal.build.wire import (
     ARENA,
     BLOCK,
@@ -37,12 +37,14 @@ from eroseal.build.wire import (
     MOST_COMPACT_LINKS,
     OPEN_FLAGS,
     FileTask,
+    Identity,
     PackedLinkRecord,
     PackedRecord,
     Part,
     Record,
     ScanError,
     SegmentTask,
+    StoredTask,
     WorkerConfig,
     Write,
     adjusted,
@@ -50,28 +52,11 @@ from eroseal.build.wire import (
 )
 from eroseal.crypto.blocks import BlockHasher
 from eroseal.format.digest import HashAlgorithm, TreeParams
-from eroseal.format.erofs import (
-    COMPACT_SIZE,
-    EXTENDED_SIZE,
-    FORMAT_EXTENDED,
-    FORMAT_LAYOUT_SHIFT,
-    INODE_COMPACT,
-    INODE_EXTENDED,
-    LAYOUT_FLAT_INLINE,
-    LAYOUT_FLAT_PLAIN,
-    NID_SLOT,
-    NULL_ADDR_32,
-)
-from eroseal.image.placer import Placer, fits_compact
+from eroseal.tree.model import StoredFile
 
 _DIR_FLAGS: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
-Shortcut = tuple[int, int, int, int, int, bytes]
-"""mode, uid, gid, mtime in seconds, its nanoseconds, content."""
-Records = list[Record | PackedRecord | PackedLinkRecord]
 ReadSmall = Callable[[int, list[bytes], int], list[Shortcut | None]]
-Owner = tuple[int, int, int, int, int]
-"""mode, uid, gid, mtime in seconds, its nanoseconds."""
 
 
 def _native() -> ReadSmall | None:
@@ -84,40 +69,10 @@ def _native() -> ReadSmall | None:
 
 _read_small: Final = _native()
 
-_PLACE_LATER: Final = (0, 0, 0)
-"""Record of a small file until its part is finished."""
-
-
-class _Small:
-    """A small file on its way into packed blocks; `record` is its index in the part's records."""
-
-    __slots__ = ("compact", "data", "link", "offset", "owner", "record", "slots")
-
-    def __init__(
-        self, record: int, owner: Owner, data: bytes, link: tuple[int, int] | None, *, compact: bool, slots: int
-    ) -> None:
-        self.record, self.owner, self.data, self.compact, self.slots = record, owner, data, compact, slots
-        self.link = link
-        self.offset = 0
-
-
-class _Arena:
-    """One buffer with the leaf hashes of its blocks, from when it is read until its writes are settled."""
-
-    __slots__ = ("buffer", "leaves", "packed", "placer", "tails", "used", "view")
-
-    def __init__(self, size: int, digest_size: int) -> None:
-        self.buffer = bytearray(size)
-        self.view = memoryview(self.buffer)
-        self.leaves = bytearray(size // BLOCK * digest_size)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was read."""
-        self.tails: list[bytes] = []
-        self.packed: list[_Small] = []
-        self.placer = Placer(0)
-        self.used = 0
+_Attributes = tuple[int, int, int, int, int, tuple[int, int, int] | None, tuple[tuple[bytes, bytes], ...] | None]
+"""mode, uid, gid, mtime in ns, size, link, xattrs: the first fields of a `Record`."""
+SCANS: Final = frozenset({"F", "A"})
+"""Kinds of tasks that `Worker.scan` takes: files by name, and files of archives."""
 
 
 class Worker:
@@ -133,15 +88,49 @@ class Worker:
         self._width = self._hasher.digest_size
         self._chunk = config.chunk_size
         self._zero_leaf = self._hasher.hash_blocks(bytes(BLOCK))
-        self._arenas: dict[int, _Arena] = {}
-        self._spare: list[_Arena] = []
+        self._arenas: dict[int, Arena] = {}
+        self._spare: list[Arena] = []
         self._next = 0
         self._adjusts = config.all_root or config.timestamp is not None or config.clamp is not None
 
     # --- reading --------------------------------------------------------------------------------
-    def scan(self, task: FileTask) -> Iterator[tuple[int, Part]]:
+    def scan(self, kind: str, task: FileTask | StoredTask) -> Iterator[tuple[int, Part]]:
         """Read a batch of files; yields (arena number, part) whenever an arena is full, and at the end."""
+        return self._scan_files(cast(FileTask, task)) if kind == "F" else self._scan_stored(cast(StoredTask, task))
+
+    def _scan_stored(self, task: StoredTask) -> Iterator[tuple[int, Part]]:
+        """Files of archives: their content lies in spools, their metadata comes with the task."""
         arena, records = self._new_arena(), Records()
+        for stored in task:
+            if arena.used > ARENA - LARGE:
+                yield self._part(arena, records)
+                arena, records = self._new_arena(), []
+            try:
+                records.append(self._read_stored(arena, len(records), stored))
+            except OSError as error:
+                raise ScanError("cannot read what was unpacked", b"", error.errno or 0) from error
+        yield self._part(arena, records)
+
+    def _read_stored(self, arena: Arena, record: int, stored: StoredFile) -> Record | PackedRecord | PackedLinkRecord:
+        source, offset, mode, uid, gid, mtime, size, link, xattrs = stored
+        fd = self._config.source_fds[source]
+        if size > LARGE:
+            return mode, uid, gid, mtime, size, link, xattrs, LARGE_FILE, None, None
+        if self._adjusts:
+            uid, gid, mtime = adjusted(self._config, uid, gid, mtime)
+        if size <= self._config.inline_max:
+            data = os.pread(fd, size, offset)
+            if len(data) != size:
+                raise ScanError("a spool ended too early", b"")
+            return self._small_file(arena, record, (mode, uid, gid, mtime, size, link, xattrs), data)
+        first = arena.used
+        if not _read_fully(fd, arena.view[first : first + size], offset):
+            raise ScanError("a spool ended too early", b"")
+        ids, alternative = self._chunks(arena, first, size)
+        return mode, uid, gid, mtime, size, link, xattrs, first // BLOCK, ids, alternative
+
+    def _scan_files(self, task: FileTask) -> Iterator[tuple[int, Part]]:
+        config, arena, records = self._config, self._new_arena(), Records()
         for directory, names in task:
             try:
                 dir_fd = os.open(directory, _DIR_FLAGS)
@@ -152,8 +141,8 @@ class Worker:
                     if arena.used > ARENA - LARGE:
                         yield self._part(arena, records)
                         arena, records = self._new_arena(), []
-                    if small is not None and self._pack(arena, len(records), small, None):
-                        records.append(_PLACE_LATER)
+                    if small is not None and arena.pack(config.epoch, len(records), small, None):
+                        records.append(PLACE_LATER)
                         continue
                     try:
                         records.append(self._read(arena, len(records), dir_fd, name))
@@ -166,7 +155,7 @@ class Worker:
                 os.close(dir_fd)
         yield self._part(arena, records)
 
-    def _read(self, arena: _Arena, record: int, dir_fd: int, name: bytes) -> Record | PackedRecord | PackedLinkRecord:
+    def _read(self, arena: Arena, record: int, dir_fd: int, name: bytes) -> Record | PackedRecord | PackedLinkRecord:
         fd = os.open(name, OPEN_FLAGS, dir_fd=dir_fd)
         try:
             data = os.read(fd, BLOCK)
@@ -179,14 +168,7 @@ class Worker:
                 uid, gid, mtime = adjusted(self._config, uid, gid, mtime)
             link = (st.st_dev, st.st_ino, st.st_nlink) if st.st_nlink > 1 else None
             if len(data) == size <= self._config.inline_max:
-                small = (mode, uid, gid, *divmod(mtime, 1_000_000_000), data)
-                # With more names than a compact inode counts, its form depends on how many are in the source.
-                packable = xattrs is None and st.st_nlink <= MOST_COMPACT_LINKS
-                if packable and self._pack(arena, record, small, link and link[:2]):
-                    return _PLACE_LATER
-                if size:
-                    arena.tails.append(data)
-                return mode, uid, gid, mtime, size, link, xattrs, -1, None, None
+                return self._small_file(arena, record, (mode, uid, gid, mtime, size, link, xattrs), data)
             if size > LARGE:
                 link = (st.st_dev, st.st_ino, st.st_nlink)
                 return mode, uid, gid, st.st_mtime_ns, size, link, xattrs, LARGE_FILE, None, None
@@ -203,38 +185,31 @@ class Worker:
         ids, alternative = self._chunks(arena, first, size)
         return mode, uid, gid, mtime, size, link, xattrs, first // BLOCK, ids, alternative
 
+    def _small_file(self, arena: Arena, record: int, attributes: _Attributes, data: bytes) -> Record | PackedRecord:
+        """A file that goes into the meta blob whole: packed if it may be, else as a tail."""
+        mode, uid, gid, mtime, size, link, xattrs = attributes
+        small = (mode, uid, gid, *divmod(mtime, 1_000_000_000), data)
+        # With more names than a compact inode counts, its form depends on how many are in the source.
+        packable = xattrs is None and (link is None or link[2] <= MOST_COMPACT_LINKS)
+        if self._config.pack and packable and arena.pack(self._config.epoch, record, small, link and link[:2]):
+            return PLACE_LATER
+        if size:
+            arena.tails.append(data)
+        return mode, uid, gid, mtime, size, link, xattrs, -1, None, None
+
     def _shortcut(self, dir_fd: int, names: list[bytes]) -> Iterable[Shortcut | None]:
         """What `read_small` says of these files: nothing, where there is no native code."""
         if _read_small is None or self._adjusts or not self._config.pack:
             return itertools.repeat(None, len(names))
         return _read_small(dir_fd, names, self._config.inline_max)
 
-    def _pack(self, arena: _Arena, record: int, small: Shortcut, link: tuple[int, int] | None) -> bool:
-        """Put a small file aside for packing; False where it and its inode do not fit a block, or may not be packed."""
-        if not self._config.pack:
-            return False
-        mode, uid, gid, seconds, nsec, data = small
-        compact = fits_compact(self._config.epoch, seconds, nsec, uid, gid)
-        slots = ((COMPACT_SIZE if compact else EXTENDED_SIZE) + len(data) + NID_SLOT - 1) // NID_SLOT
-        if slots > BLOCK // NID_SLOT:
-            return False
-        arena.packed.append(_Small(record, (mode, uid, gid, seconds, nsec), data, link, compact=compact, slots=slots))
-        return True
-
-    def _part(self, arena: _Arena, records: Records) -> tuple[int, Part]:
-        """Finish an arena: give its small files their places, the largest first, which wastes least."""
-        placer = arena.placer
-        for small in sorted(arena.packed, key=_slots_of, reverse=True):
-            small.offset = placer.best_fit(small.slots)
-            mode, size = small.owner[0], len(small.data)
-            if small.link is None:
-                records[small.record] = (mode, size, small.offset)
-            else:
-                records[small.record] = (mode, size, small.offset, small.compact, small.link, small.record)
-        return self._keep(arena), (records, placer.end // BLOCK)
+    def _part(self, arena: Arena, records: Records) -> tuple[int, Part]:
+        """Finish an arena: give its small files their places."""
+        packed_blocks = arena.place_packed(records)
+        return self._keep(arena), (records, packed_blocks)
 
     def _chunks(
-        self, arena: _Arena, first: int, size: int
+        self, arena: Arena, first: int, size: int
     ) -> tuple[list[bytes | None], tuple[bool, bytes | None] | None]:
         """Hash a file that lies in the arena from `first` on; collects its tail and moves `arena.used`."""
         tail = size % BLOCK
@@ -264,28 +239,30 @@ class Worker:
 
     def segment(self, task: SegmentTask) -> tuple[int, list[bytes | None]]:
         """Read a piece of a large file; gives (arena number, chunk hashes)."""
-        path, offset, length, expected = task
+        place, offset, length = task
         arena = self._new_arena()
-        try:
-            fd = os.open(path, OPEN_FLAGS)
-            try:
-                if identity_of(fd) != expected:
-                    raise ScanError("changed while it was read", path)
-                got = 0
-                while got < length and (more := os.preadv(fd, [arena.view[got:length]], offset + got)):
-                    got += more
-                if got != length or identity_of(fd) != expected:
-                    raise ScanError("changed while it was read", path)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise ScanError("cannot read", path, error.errno or 0) from error
+        path, expected = place
+        if isinstance(path, bytes):
+            self._read_segment(path, cast(Identity, expected), arena.view[:length], offset)
+        elif not _read_fully(self._config.source_fds[path], arena.view[:length], cast(int, expected) + offset):
+            raise ScanError("a spool ended too early", b"")
         padded = length + -length % BLOCK
         arena.view[length:padded] = bytes(padded - length)
         leaves = self._hasher.hash_blocks(arena.view[:padded])
         arena.leaves[: len(leaves)] = leaves
         arena.used = padded
         return self._keep(arena), self._ids(leaves)
+
+    def _read_segment(self, path: bytes, expected: Identity, view: memoryview, offset: int) -> None:
+        try:
+            fd = os.open(path, OPEN_FLAGS)
+            try:
+                if identity_of(fd) != expected or not _read_fully(fd, view, offset) or identity_of(fd) != expected:
+                    raise ScanError("changed while it was read", path)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise ScanError("cannot read", path, error.errno or 0) from error
 
     def _ids(self, leaves: bytes) -> list[bytes | None]:
         """Chunk hashes from joined leaf hashes; None for a chunk of zeros."""
@@ -326,8 +303,8 @@ class Worker:
         try:
             if arena.tails:
                 _write(config.tails_fd, b"".join(arena.tails), tails_at)
-            if arena.packed:
-                _write(config.packed_fd, self._packed(arena, serial, frozenset(dropped)), packed_at * BLOCK)
+            if arena.has_packed:
+                _write(config.packed_fd, arena.packed_blocks(serial, frozenset(dropped)), packed_at * BLOCK)
             for source, blocks, target in writes:
                 end = source + blocks
                 _write(config.data_fd, arena.view[source * BLOCK : end * BLOCK], target * BLOCK)
@@ -337,39 +314,14 @@ class Worker:
         arena.reset()
         self._spare.append(arena)
 
-    def _packed(self, arena: _Arena, serial: int, dropped: frozenset[int]) -> bytearray:
-        """The packed blocks: each file's inode, and its bytes right behind."""
-        blocks = bytearray(arena.placer.end)
-        pack_extended, pack_compact = INODE_EXTENDED.pack_into, INODE_COMPACT.pack_into
-        for number, small in enumerate(arena.packed, serial):
-            if small.record in dropped:
-                continue
-            mode, uid, gid, seconds, nsec = small.owner
-            offset, data = small.offset, small.data
-            size = len(data)
-            layout = LAYOUT_FLAT_INLINE if size else LAYOUT_FLAT_PLAIN
-            if small.compact:
-                form = layout << FORMAT_LAYOUT_SHIFT
-                pack_compact(blocks, offset, form, 0, mode, 1, size, 0, NULL_ADDR_32, number, uid, gid)
-                start = offset + COMPACT_SIZE
-            else:
-                form = layout << FORMAT_LAYOUT_SHIFT | FORMAT_EXTENDED
-                pack_extended(blocks, offset, form, 0, mode, 0, size, NULL_ADDR_32, number, uid, gid, seconds, nsec, 1)
-                start = offset + EXTENDED_SIZE
-            blocks[start : start + size] = data
-        return blocks
-
-    def _new_arena(self) -> _Arena:
+    def _new_arena(self) -> Arena:
         # The slack holds the byte too many that shows growth.
-        return self._spare.pop() if self._spare else _Arena(ARENA + BLOCK, self._width)
+        return self._spare.pop() if self._spare else Arena(ARENA + BLOCK, self._width)
 
-    def _keep(self, arena: _Arena) -> int:
+    def _keep(self, arena: Arena) -> int:
         self._next += 1
         self._arenas[self._next] = arena
         return self._next
-
-
-_slots_of = operator.attrgetter("slots")
 
 
 def _write(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
@@ -377,6 +329,14 @@ def _write(fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
     while view:
         done = os.pwrite(fd, view, offset)
         view, offset = view[done:], offset + done
+
+
+def _read_fully(fd: int, view: memoryview, offset: int) -> bool:
+    """Fill a buffer; False where the file ends before. OSError passes through."""
+    got = 0
+    while got < len(view) and (more := os.preadv(fd, [view[got:]], offset + got)):
+        got += more
+    return got == len(view)
 
 
 def read_xattrs(fd: int) -> tuple[tuple[bytes, bytes], ...] | None:

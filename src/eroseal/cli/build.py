@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,9 @@ from eroseal.errors import UsageError
 
 if TYPE_CHECKING:
     from eroseal.build.options import BuildOptions, BuildResult
+    from eroseal.build.publish import MakeRecord
     from eroseal.format.record import RecordEntry
-    from eroseal.seal.blob import SealedBlob
+    from eroseal.format.statement import ImageDigest
     from eroseal.store.reference import Reference
 
 
@@ -129,7 +130,7 @@ def command(
     _show(done, reference, options, as_json=as_json)
 
 
-def _record(signing: Signing) -> Callable[[SealedBlob], Sequence[RecordEntry]] | None:
+def _record(signing: Signing) -> MakeRecord | None:
     """What makes the image record: keys are loaded before anything is built, and used when the digest is known."""
     signing.check_wanted()
     if not signing.wanted:
@@ -138,10 +139,15 @@ def _record(signing: Signing) -> Callable[[SealedBlob], Sequence[RecordEntry]] |
 
     signers = signing.load()
 
-    def record(sealed: SealedBlob) -> Sequence[RecordEntry]:
-        root_hash = sealed.root_hash if signing.for_kernel else None
-        statement = signing.statement(sealed.digest)
-        return sign_image(statement, signers, root_hash=root_hash, for_bootloader=signing.for_bootloader)
+    def record(image: ImageDigest, root_hash: bytes | None) -> Sequence[RecordEntry]:
+        if signing.for_kernel and root_hash is None:
+            raise UsageError("a stack of layers has no form for kernels: sign its layers")
+        return sign_image(
+            signing.statement(image),
+            signers,
+            root_hash=root_hash if signing.for_kernel else None,
+            for_bootloader=signing.for_bootloader,
+        )
 
     return record
 
@@ -156,7 +162,7 @@ def _show(done: BuildResult, reference: Reference, options: BuildOptions, *, as_
         output.note(
             f"{output.counted(done.files, 'file')}, {size_text(done.bytes_in)} read, "
             f"{size_text(done.bytes_new)} new and {size_text(done.bytes_shared)} shared chunks, "
-            f"{output.counted(len(done.blobs) - 1, 'data blob')}, {done.seconds:.2f} seconds"
+            f"{output.counted(len(done.blobs) - len(done.layers), 'data blob')}, {done.seconds:.2f} seconds"
         )
         output.result(str(done.image))
         return
@@ -164,13 +170,13 @@ def _show(done: BuildResult, reference: Reference, options: BuildOptions, *, as_
     entries = [
         BlobEntry(
             digest=str(blob.digest),
-            role="data" if number else "meta",
+            role="meta" if blob.digest in done.layers else "data",
             data_size=blob.data_size,
             root_hash=blob.root_hash.hex(),
             size=blob.size,
             path=str(reference if store is None else store.blob_path(blob.digest)),
         )
-        for number, blob in enumerate(done.blobs)
+        for blob in done.blobs
     ]
     output.document(
         BuildDocument(

@@ -16,8 +16,7 @@ from eroseal.errors import KeyMaterialError, UsageError
 
 if TYPE_CHECKING:
     from eroseal.crypto.signers import Signer
-    from eroseal.format.digest import Digest
-    from eroseal.format.statement import Statement
+    from eroseal.format.statement import ImageDigest, Statement
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _MAX_PASSPHRASE = 4096
@@ -51,7 +50,7 @@ class Signing:
         """Whether there is anybody to sign as."""
         return self.key is not None or self.cert is not None or self.ed25519_key is not None
 
-    def statement(self, digest: Digest) -> Statement:
+    def statement(self, digest: ImageDigest) -> Statement:
         """What is to be signed; raises UsageError."""
         from eroseal.format.statement import Statement
 

@@ -1,4 +1,4 @@
-"""Seal and image records: one container, its entries, and the footer that helps to find it.
+"""Seal records, image records and annexes: one container, its entries, and the footer that helps to find it.
 
 Layout (docs/format.md, "Records"): a 32-byte header, entries aligned to 8 bytes in rising order of type, zero
 padding. Checksums guard against accidents only; no field here carries authority.
@@ -18,6 +18,7 @@ from eroseal.limits import MAX_RECORD_ENTRIES
 
 SEAL_MAGIC: Final = b"EROSEAL\0"
 IMAGE_MAGIC: Final = b"EROSIMG\0"
+ANNEX_MAGIC: Final = b"EROSANX\0"
 FOOTER_MAGIC: Final = b"EROSEALF"
 VERSION: Final = 1
 
@@ -43,9 +44,16 @@ BOOTLOADER_SIGNATURE: Final = 19
 KEY_ENVELOPE: Final = 20
 ACCESS_TRACE: Final = 21
 DATA_BLOB_SIGNATURE: Final = 22
+OCI_CONFIG: Final = 32
 
 _SEAL_TYPES: Final = frozenset({DESCRIPTOR, CHUNK_MAP})
 _IMAGE_TYPES: Final = frozenset(range(IMAGE_SIGNATURE, DATA_BLOB_SIGNATURE + 1))
+_KINDS: Final[dict[bytes, tuple[str, frozenset[int]]]] = {
+    SEAL_MAGIC: ("seal", _SEAL_TYPES),
+    IMAGE_MAGIC: ("image", _IMAGE_TYPES),
+    ANNEX_MAGIC: ("annex", frozenset({OCI_CONFIG})),
+}
+"""What messages call each record, and the types of entries that it may hold."""
 _REPEATABLE: Final = frozenset(
     {
         IMAGE_SIGNATURE,
@@ -63,7 +71,7 @@ class RecordEntry:
     """One entry of a record.
 
     Args:
-        type: 1 and 2 in a seal record, 16 to 22 in an image record; others are unknown.
+        type: 1 and 2 in a seal record, 16 to 22 in an image record, 32 in an annex; others are unknown.
         value: the bytes, without padding.
         critical: a reader that does not know the type must refuse the record.
     """
@@ -122,7 +130,7 @@ def parse_record(magic: bytes, data: bytes, *, limit: int) -> list[RecordEntry]:
     (body_crc,) = struct.unpack_from("<I", data, 24)
     if google_crc32c.value(body) != body_crc:
         raise FormatError(f"checksum of the {_label(magic)} record's entries is wrong")
-    known = _SEAL_TYPES if magic == SEAL_MAGIC else _IMAGE_TYPES
+    _, known = _KINDS[magic]
     entries: list[RecordEntry] = []
     for entry in _entries(body, _label(magic)):
         if entry.type not in known and entry.critical:
@@ -156,7 +164,7 @@ def _entries(body: bytes, label: str) -> Iterator[RecordEntry]:
 
 
 def _label(magic: bytes) -> str:
-    return "seal" if magic == SEAL_MAGIC else "image"
+    return _KINDS[magic][0]
 
 
 @dataclass(frozen=True, slots=True)

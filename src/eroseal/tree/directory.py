@@ -16,10 +16,31 @@ from typing import Final
 
 from eroseal.errors import ErosealError, SourceError, UnsupportedError
 from eroseal.limits import MAX_SYMLINK
-from eroseal.tree.model import Directory, Inode, Xattrs
+from eroseal.tree.model import Directory, Inode, StoredFile, Xattrs
 
 PENDING: Final = Inode(0, 0, 0, 0, 0, 0)
 """Stands in `children` for a regular file that is not read yet."""
+
+
+class Exclude:
+    """Glob patterns of what is left out.
+
+    Args:
+        patterns: a relative path, or a last component, that matches one is left out with all below it.
+    """
+
+    def __init__(self, patterns: Sequence[str]) -> None:
+        self._patterns = [os.fsencode(pattern.strip("/")) for pattern in patterns]
+
+    def __bool__(self) -> bool:
+        return bool(self._patterns)
+
+    def matches(self, path: bytes) -> bool:
+        """Whether a path, relative to the root and without a leading slash, is left out."""
+        name = path.rpartition(b"/")[2]
+        return any(
+            fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(name, pattern) for pattern in self._patterns
+        )
 
 
 @dataclass(slots=True)
@@ -31,12 +52,14 @@ class ScannedDirectory:
         directory: its inode; `names` and `children` are complete but for regular files, which are PENDING.
         files: names of regular files, in byte order.
         slots: for each of them its index in `directory.children`, where it must be put.
+        contents: of these files, where they come from archives; None where they are read by name.
     """
 
     path: bytes
     directory: Directory
     files: list[bytes] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
+    contents: list[StoredFile] | None = None
 
 
 class DirectorySource:
@@ -53,7 +76,7 @@ class DirectorySource:
 
     def __init__(self, path: str | bytes | os.PathLike[str], *, exclude: Sequence[str] = ()) -> None:
         self._root = os.fsencode(path)
-        self._exclude = [os.fsencode(pattern.strip("/")) for pattern in exclude]
+        self._exclude = Exclude(exclude)
         self._links: dict[tuple[int, int], Inode] = {}
 
     def walk(self) -> Iterator[ScannedDirectory]:
@@ -86,7 +109,7 @@ class DirectorySource:
         names, children = directory.names, directory.children
         for name in sorted(entries):
             entry = entries[name]
-            if self._exclude and self._excluded(entry.path):
+            if self._exclude and self._exclude.matches(os.path.relpath(entry.path, self._root)):
                 continue
             if _is_file(entry):
                 scanned.files.append(name)
@@ -145,13 +168,6 @@ class DirectorySource:
         if not names:
             return ()
         return tuple(sorted((os.fsencode(name), os.getxattr(path, name, follow_symlinks=follow)) for name in names))
-
-    def _excluded(self, path: bytes) -> bool:
-        relative = os.path.relpath(path, self._root)
-        name = os.path.basename(path)
-        return any(
-            fnmatch.fnmatchcase(relative, pattern) or fnmatch.fnmatchcase(name, pattern) for pattern in self._exclude
-        )
 
 
 def _is_file(entry: os.DirEntry[bytes]) -> bool:

@@ -20,6 +20,11 @@ DEVICE_SHIFT: Final = 32
 Xattrs = tuple[tuple[bytes, bytes], ...]
 """(full name, value) pairs in byte order of the name."""
 
+StoredFile = tuple[int, int, int, int, int, int, int, tuple[int, int, int] | None, Xattrs | None]
+"""A regular file of an archive: number of the spool that its content lies in, byte offset there, mode, uid, gid, mtime
+in ns, size, (0, serial number, names) of a file that has several names, and xattrs or None. A plain tuple, since it
+crosses to worker processes as it is."""
+
 
 class Inode:
     """A file of any kind but a directory.

@@ -1,0 +1,114 @@
+"""The last step of a build: what was built goes to its place and appears under its name."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from eroseal.build.options import BuiltBlob
+from eroseal.errors import ErosealError, OutputError
+from eroseal.format.digest import Digest
+from eroseal.format.record import RecordEntry
+from eroseal.format.statement import ImageDigest
+from eroseal.seal.blob import SealedBlob
+from eroseal.store.document import Document, ImageDocument
+from eroseal.store.local import LocalStore
+from eroseal.store.protocol import Store
+from eroseal.store.reference import NamedReference
+
+if TYPE_CHECKING:
+    from eroseal.build.bases import BaseBlob
+
+MakeRecord = Callable[[ImageDigest, bytes | None], Sequence[RecordEntry]]
+"""Makes the entries of an image record from the image's digest and the meta blob's root hash (None for a stack)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a build made, before it is published.
+
+    Args:
+        document: of the image or stack.
+        sealed: the last meta blob.
+        blobs: for each layer its meta blob and data blobs in device order.
+    """
+
+    document: Document
+    sealed: SealedBlob
+    blobs: tuple[tuple[BuiltBlob, ...], ...]
+
+
+def require_new(store: Store, target: NamedReference) -> None:
+    """Refuse a name that is taken, before anything is built; raises OutputError."""
+    if store.has_image(target.name):
+        raise OutputError("exists already", where=str(target), hint="choose another name, or --replace it")
+
+
+def put_base_blobs(store: Store, bases: Sequence[BaseBlob], *, jobs: int | None = None) -> None:
+    """Have the blobs of bases in the store, too.
+
+    Raises:
+        NotFoundError, VerificationError: a base that changed meanwhile.
+        OutputError: the store cannot be written.
+    """
+    for base in bases:
+        _put_base(store, base, jobs)
+
+
+def _put_base(store: Store, base: BaseBlob, jobs: int | None) -> None:
+    if store.has_blob(base.digest):
+        return
+    origin = base.image.store
+    if origin is not None and store.adopt_blob(base.digest, origin):
+        return
+    with contextlib.closing(base.image.open_data(base.digest)) as source:
+        store.put_blob(base.digest, source, jobs=jobs)
+
+
+def upload(store: Store, built_in: LocalStore, built: Built, bases: Sequence[BaseBlob], *, parallel: int) -> None:
+    """Send what was built to a store; what is there already is not sent.
+
+    Args:
+        store: where it goes.
+        built_in: has the new blobs.
+        built: names them.
+        bases: whose blobs the image refers to.
+        parallel: blobs under way at once, at most.
+    """
+    new = dict.fromkeys(blob.digest for blobs in built.blobs for blob in blobs if blob.new)
+
+    def send(digest: Digest) -> None:
+        with contextlib.closing(built_in.open_blob(digest)) as source:
+            store.put_blob(digest, source, jobs=1)
+
+    with ThreadPoolExecutor(max(1, min(parallel, len(new)))) as executor:
+        futures = [executor.submit(send, digest) for digest in new]
+        futures += [executor.submit(_put_base, store, base, 1) for base in bases]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def publish(store: Store, name: str, built: Built, make_record: MakeRecord, *, replace: bool) -> None:
+    """Make the image appear, with its record."""
+    document = built.document
+    root_hash = built.sealed.root_hash if isinstance(document, ImageDocument) else None
+    record = [*_kept_record(store, name, document, replace=replace), *make_record(document.image, root_hash)]
+    store.put_image(name, document, record, replace=replace)
+
+
+def _kept_record(store: Store, name: str, document: Document, *, replace: bool) -> Sequence[RecordEntry]:
+    """What signatures and other entries an image has that is replaced by the same image."""
+    if not replace or not store.has_image(name):
+        return ()
+    try:
+        kept, entries = store.image(name)
+    except ErosealError:
+        return ()  # broken: it is replaced whole
+    return entries if kept.image == document.image else ()

@@ -1,0 +1,260 @@
+"""What an image is built from: a directory, an archive, or the layers of a container image.
+
+Archives and layers are read as streams, into spools: unnamed files beside what is being built. Their trees are merged
+or stacked in memory, where a file is a place in a spool. From there on they are read like a directory, in the same
+order, so that a tree gives the same image however it came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from eroseal.build.options import BuildOptions, LayerMode, Progress, Warn
+from eroseal.build.spools import unnamed_file
+from eroseal.errors import FormatError, NotFoundError, SourceError
+from eroseal.limits import IO_CHUNK
+from eroseal.store.remote import RemoteOptions
+from eroseal.tree.directory import DirectorySource, ScannedDirectory
+
+if TYPE_CHECKING:
+    from eroseal.store.oci.select import SourceImage, SourceLayer
+    from eroseal.tree.layer import Layer
+
+Walk = Callable[[], Iterator[ScannedDirectory]]
+
+_IMAGE_PREFIXES: Final = ("oci:", "oci-archive:", "docker-archive:", "docker://")
+_STDIN: Final = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Trees:
+    """What a source gives.
+
+    Args:
+        walks: one, or of a stack one for each layer, the lowest first.
+        source_fds: spools that archives were read into.
+        config: of the container image, byte for byte.
+    """
+
+    walks: tuple[Walk, ...]
+    source_fds: tuple[int, ...] = ()
+    config: bytes | None = None
+
+
+@dataclass(slots=True)
+class Context:
+    """What reading a source needs.
+
+    Args:
+        options: of the build.
+        directory: for spools.
+        stack: closes them.
+        warn: called with a sentence for what is left out.
+        progress: told what was read of archives.
+    """
+
+    options: BuildOptions
+    directory: Path
+    stack: contextlib.ExitStack
+    warn: Warn
+    progress: Progress | None = None
+    _read: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def count(self, size: int) -> None:
+        """Note that so many bytes of an archive were read; threads may call it."""
+        if self.progress is not None:
+            with self._lock:
+                self._read += size
+                self.progress(0, self._read)
+
+    def spool(self) -> int:
+        """A new spool; OSError passes through."""
+        fd = unnamed_file(self.directory)
+        self.stack.callback(os.close, fd)
+        return fd
+
+
+class Source(Protocol):
+    """Something that an image can be built from."""
+
+    def read(self, context: Context) -> Trees:
+        """Read archives, if there are any; a directory is read by the walk alone.
+
+        Raises:
+            SourceError, NotFoundError: it cannot be read.
+            FormatError: a broken or hostile archive.
+            OSError: a spool cannot be written.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryTree:
+    """A directory on disk."""
+
+    path: str | bytes | os.PathLike[str]
+
+    def read(self, context: Context) -> Trees:
+        """The directory's walk."""
+        return Trees((DirectorySource(self.path, exclude=context.options.exclude).walk,))
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A tar archive: plain, gzip, zstd or xz.
+
+    Args:
+        path: of the file; `-` is standard input.
+    """
+
+    path: str
+
+    def read(self, context: Context) -> Trees:
+        """Read the archive to its end."""
+        from eroseal.tree.archive import read_archive  # noqa: PLC0415 - most builds read directories
+
+        name = "standard input" if self.path == _STDIN else self.path
+        fd = context.spool()
+        with contextlib.closing(_pieces(self.path)) as pieces:
+            layer = read_archive(
+                pieces, spool=fd, source=0, container=False, name=name, tap=None, progress=context.count
+            )
+        return _trees([layer], (fd,), context)
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerImage:
+    """A container image: in a registry, in an image layout, or saved to a file.
+
+    Args:
+        text: `docker://…`, `oci:…`, `oci-archive:…` or `docker-archive:…`.
+        remote: how servers are spoken to.
+        platform: `os/arch[/variant]` to choose; None means Linux on this machine's processor.
+    """
+
+    text: str
+    remote: RemoteOptions
+    platform: str | None = None
+
+    def read(self, context: Context) -> Trees:
+        """Fetch, check and read all layers, several at once."""
+        from eroseal.store.oci.select import open_source  # noqa: PLC0415 - loads the HTTP client
+
+        with open_source(self.text, self.remote, platform=self.platform) as image:
+            fds = tuple(context.spool() for _ in image.layers)
+            layers = _Layers(image, fds, context).read()
+            return _trees(layers, fds, context, config=image.config)
+
+
+def parse_source(text: str, *, remote: RemoteOptions, platform: str | None = None) -> Source:
+    """What the user named: a container image by its prefix, a file or `-` as an archive, else a directory."""
+    if text.startswith(_IMAGE_PREFIXES):
+        return ContainerImage(text, remote, platform)
+    if text == _STDIN or (os.path.exists(text) and not os.path.isdir(text)):
+        return Archive(text)
+    return DirectoryTree(text)
+
+
+class _Layers:
+    """Reads a container image's layers in threads; the first error stops the others."""
+
+    def __init__(self, image: SourceImage, fds: Sequence[int], context: Context) -> None:
+        self._image = image
+        self._fds = fds
+        self._count = context.count
+        self._jobs = context.options.job_count
+        self._stop = threading.Event()
+
+    def read(self) -> list[Layer]:
+        count = len(self._image.layers)
+        if self._jobs == 1 or count == 1:
+            return [self._layer(number) for number in range(count)]
+        with ThreadPoolExecutor(min(self._jobs, count)) as executor:
+            futures = [executor.submit(self._layer, number) for number in range(count)]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                self._stop.set()
+                executor.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _layer(self, number: int) -> Layer:
+        from eroseal.tree.archive import read_archive  # noqa: PLC0415 - most builds read directories
+
+        layer = self._image.layers[number]
+        name = f"{self._image.where}, layer {number + 1}"
+        tap = _DiffId(layer, name)
+        found = read_archive(
+            self._stoppable(layer.open()),
+            spool=self._fds[number],
+            source=number,
+            container=True,
+            name=name,
+            tap=tap.update,
+            progress=None,
+        )
+        tap.check()
+        return found
+
+    def _stoppable(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            if self._stop.is_set():
+                raise SourceError("stopped: another layer could not be read")
+            self._count(len(piece))
+            yield piece
+
+
+class _DiffId:
+    """Checks that an unpacked layer is the one that the image's config names."""
+
+    def __init__(self, layer: SourceLayer, name: str) -> None:
+        self._name = name
+        algorithm, _, expected = (layer.diff_id or "").partition(":")
+        self._expected = expected
+        self._hash = hashlib.new(algorithm) if algorithm else None
+
+    def update(self, data: bytes) -> None:
+        if self._hash is not None:
+            self._hash.update(data)
+
+    def check(self) -> None:
+        if self._hash is not None and self._hash.hexdigest() != self._expected:
+            raise FormatError(
+                f"unpacked, it is not what the image's config names: {self._hash.name}:{self._hash.hexdigest()} "
+                f"instead of {self._expected}",
+                where=self._name,
+            )
+
+
+def _trees(layers: Sequence[Layer], fds: tuple[int, ...], context: Context, *, config: bytes | None = None) -> Trees:
+    from eroseal.tree.overlay import merge, stacked  # noqa: PLC0415 - most builds read directories
+    from eroseal.tree.walk import TreeSource  # noqa: PLC0415
+
+    for layer in layers:
+        for warning in layer.warnings:
+            context.warn(warning)
+    options = context.options
+    roots = stacked(layers) if options.layers is LayerMode.STACK else [merge(layers)]
+    return Trees(tuple(TreeSource(root, exclude=options.exclude).walk for root in roots), fds, config)
+
+
+def _pieces(path: str) -> Generator[bytes, None, None]:
+    try:
+        with contextlib.ExitStack() as stack:
+            file = sys.stdin.buffer if path == _STDIN else stack.enter_context(Path(path).open("rb", buffering=0))
+            while piece := file.read(IO_CHUNK):
+                yield piece
+    except FileNotFoundError as error:
+        raise NotFoundError("no such file", where=path) from error
+    except OSError as error:
+        raise SourceError(f"cannot read: {error.strerror}", where=path) from error

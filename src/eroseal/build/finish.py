@@ -62,7 +62,7 @@ class MetaBlob:
 
     def write(self, root: Directory) -> SealedBlob:
         """Lay out, write and seal a tree."""
-        options = self.options
+        options = replace(self.options, annex_blocks=len(self.annex) // BLOCK)
         layout = plan(root, options)
         writer = ImageWriter(layout, options, self.spools.tail_reader())
         superblock = writer.write(self.fd)

@@ -67,6 +67,7 @@ class ImageOptions:
         uuid: 16 bytes, or None to derive one from the content.
         packed_files, packed_serials, packed_blocks: small files that are packed already, the highest i_ino among
             them, and the blocks that they take.
+        annex_blocks: blocks behind the file system that belong to the meta blob all the same.
     """
 
     devices: tuple[DeviceEntry, ...] = ()
@@ -78,6 +79,7 @@ class ImageOptions:
     packed_files: int = 0
     packed_serials: int = 0
     packed_blocks: int = 0
+    annex_blocks: int = 0
 
 
 class XattrTable:

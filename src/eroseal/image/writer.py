@@ -129,7 +129,7 @@ class ImageWriter:
         self.blocks = layout.meta_blkaddr + layout.end // BLOCK
         self._slots = [
             DeviceSlot(device.tag, device.blocks, uniaddr)
-            for device, uniaddr in blocks_of_devices(options, self.blocks)
+            for device, uniaddr in blocks_of_devices(options, self.blocks + options.annex_blocks)
         ]
         self._chunked = False
         self._serial = options.packed_serials + 1

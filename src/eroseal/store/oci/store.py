@@ -7,9 +7,10 @@ one tag both succeed, and the later one's image stays.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Final, Self
@@ -18,11 +19,13 @@ from eroseal.errors import NotFoundError, OutputError
 from eroseal.format.digest import Digest
 from eroseal.format.record import RecordEntry
 from eroseal.format.statement import ImageDigest
+from eroseal.image.annex import image_config
 from eroseal.readat import BytesAt
 from eroseal.store.atomic import exists_error
 from eroseal.store.document import BlobInfo, Document
 from eroseal.store.oci.blobs import OciBlobs
 from eroseal.store.oci.catalog import check_reference
+from eroseal.store.oci.chunks import open_layer
 from eroseal.store.oci.config import config_for
 from eroseal.store.oci.documents import OCI_CONFIG, OCI_MANIFEST, Descriptor
 from eroseal.store.oci.form import encode_form, form_layers
@@ -32,12 +35,10 @@ from eroseal.store.oci.repository import Repository
 from eroseal.store.protocol import RecordChange, encode_image_record, replaced_error
 from eroseal.store.reference import check_tag
 from eroseal.store.remote import DEFAULT_RANGES
+from eroseal.trust.image import open_blob
 
 _LOOKS: Final = 8
 """Blobs that are looked for at once."""
-
-ConfigOf = Callable[[Document], bytes | None]
-"""Finds the config of the container image that a sealed image was made from."""
 
 
 class OciStore(OciBlobs):
@@ -47,7 +48,6 @@ class OciStore(OciBlobs):
         repository: closed together with the store.
         architecture: of new images whose source does not say, and of those chosen from an index, as Go calls it.
         compress: store new blobs compressed, chunk by chunk (`application/vnd.erofs+zstd`).
-        config_of: finds the config that a new image keeps; None makes minimal ones.
         parallel: requests in flight at once, where a blob is fetched to be verified.
     """
 
@@ -57,12 +57,10 @@ class OciStore(OciBlobs):
         *,
         architecture: str,
         compress: bool = False,
-        config_of: ConfigOf | None = None,
         parallel: int = DEFAULT_RANGES,
     ) -> None:
         super().__init__(repository, architecture=architecture, compress=compress, parallel=parallel)
         self._architecture = architecture
-        self._config_of = config_of
         self._records = threading.Lock()
 
     def close(self) -> None:
@@ -190,7 +188,10 @@ class OciStore(OciBlobs):
             return dict(zip((blob.digest for blob in blobs), pool.map(look, blobs), strict=True))
 
     def _put_config(self, document: Document, layers: Sequence[Descriptor]) -> Descriptor:
-        original = None if self._config_of is None else self._config_of(document)
+        """The config: that of the container image it was made from, if its topmost meta blob holds one."""
+        top = document.layers[-1].meta
+        with contextlib.closing(open_layer(self.repository, layers[-1])) as source:
+            original = image_config(open_blob(source, top.digest, data_size=top.data_size, name=str(top.digest)))
         data = config_for(original, architecture=self._architecture, diff_ids=[diff_id(layer) for layer in layers])
         config = Descriptor(media_type=OCI_CONFIG, digest=_sha256(data), size=len(data))
         self.repository.put_blob(config, BytesAt(data, "image config"))

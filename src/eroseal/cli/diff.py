@@ -9,7 +9,9 @@ import click
 from eroseal.cli import output
 from eroseal.cli.open import open_trusted
 from eroseal.cli.params import REFERENCE, device_option, json_option, verb
+from eroseal.cli.remote import remote_options
 from eroseal.cli.trust import Trust, trust_options
+from eroseal.store.remote import RemoteOptions
 
 
 @verb("diff", "Show how two images differ.")
@@ -18,7 +20,10 @@ from eroseal.cli.trust import Trust, trust_options
 @device_option
 @json_option
 @trust_options
-def command(first: str, second: str, devices: tuple[Path, ...], as_json: bool, trust: Trust) -> None:
+@remote_options
+def command(
+    first: str, second: str, devices: tuple[Path, ...], as_json: bool, trust: Trust, remote: RemoteOptions
+) -> None:
     """Show which paths differ between two images, and how much of the second one's data is new.
 
     A trust option that is given twice belongs to the first and the second image, in this order; one that is given once
@@ -28,8 +33,8 @@ def command(first: str, second: str, devices: tuple[Path, ...], as_json: bool, t
 
     trust_first, trust_second = trust.for_two()
     with (
-        open_trusted(first, trust_first, devices=_own(first, devices)) as a,
-        open_trusted(second, trust_second, devices=_own(second, devices)) as b,
+        open_trusted(first, trust_first, devices=_own(first, devices), remote=remote) as a,
+        open_trusted(second, trust_second, devices=_own(second, devices), remote=remote) as b,
     ):
         found = diff_images(a.reader(), b.reader())
         if as_json:

@@ -12,12 +12,14 @@ import click
 from eroseal.cli import output
 from eroseal.cli.open import open_consistent
 from eroseal.cli.params import FILE, device_option, json_option, reference_argument, verb
+from eroseal.cli.remote import remote_options
 from eroseal.cli.signing import Signing, statement_options
 from eroseal.errors import UsageError
 
 if TYPE_CHECKING:
     from eroseal.report.digest import BlobEntry
     from eroseal.store.protocol import StoredImage
+    from eroseal.store.remote import RemoteOptions
     from eroseal.trust.image import UnverifiedImage
 
 
@@ -27,7 +29,15 @@ if TYPE_CHECKING:
 @statement_options
 @device_option
 @json_option
-def command(reference: str, to_sign: Path | None, signing: Signing, devices: tuple[Path, ...], as_json: bool) -> None:
+@remote_options
+def command(
+    reference: str,
+    to_sign: Path | None,
+    signing: Signing,
+    devices: tuple[Path, ...],
+    as_json: bool,
+    remote: RemoteOptions,
+) -> None:
     """Print the digest of the image REF.
 
     Each blob is checked against its own seal, which does not say who made the image.
@@ -40,7 +50,7 @@ def command(reference: str, to_sign: Path | None, signing: Signing, devices: tup
     if to_sign is not None and as_json and str(to_sign) == "-":
         raise UsageError("--json and --to-sign - both want standard output")
     signing.check()
-    with open_consistent(reference, devices=devices) as (stored, image):
+    with open_consistent(reference, devices=devices, remote=remote) as (stored, image):
         entries = _entries(stored, image)
         digest = image.digest
     assert digest is not None

@@ -11,11 +11,13 @@ import click
 from eroseal.cli import output
 from eroseal.cli.open import Opened, open_trusted
 from eroseal.cli.params import FILE, device_option, jobs_option, reference_argument, sync_option, verb
+from eroseal.cli.remote import remote_options
 from eroseal.cli.trust import Trust, trust_options
 from eroseal.errors import FormatError, NotFoundError
 from eroseal.limits import IO_CHUNK
 
 if TYPE_CHECKING:
+    from eroseal.store.remote import RemoteOptions
     from eroseal.trust.blob import SelfConsistentBlob
 
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 @sync_option
 @jobs_option
 @trust_options
+@remote_options
 def command(
     *,
     reference: str,
@@ -47,13 +50,14 @@ def command(
     no_sync: bool,
     jobs: int | None,
     trust: Trust,
+    remote: RemoteOptions,
 ) -> None:
     """Write the image REF to one FILE: its meta blob with the image record, that is all signatures, appended.
 
     An image with data blobs needs these too: export each with --blob, and name them with --device when the image is
     read. Every block is verified before it is written.
     """
-    with open_trusted(reference, trust, devices=devices) as opened:
+    with open_trusted(reference, trust, devices=devices, remote=remote) as opened:
         if opened.stored is None:
             raise FormatError("not sealed: there is nothing to export", where=reference)
         blob = _blob(opened, number)

@@ -12,12 +12,14 @@ import click
 from eroseal.cli import output
 from eroseal.cli.open import open_trusted
 from eroseal.cli.params import device_option, json_option, reference_argument, verb
+from eroseal.cli.remote import remote_options
 from eroseal.cli.trust import Trust, trust_options
 
 if TYPE_CHECKING:
     from eroseal.image.inode import Inode
     from eroseal.image.reader import ImageReader
     from eroseal.report.listing import LsEntry
+    from eroseal.store.remote import RemoteOptions
 
 
 @verb("ls", "List the names in an image.")
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 @device_option
 @json_option
 @trust_options
+@remote_options
 def command(
     reference: str,
     path: str,
@@ -39,6 +42,7 @@ def command(
     devices: tuple[Path, ...],
     as_json: bool,
     trust: Trust,
+    remote: RemoteOptions,
 ) -> None:
     """List the directory PATH, by default the root, in the image REF.
 
@@ -47,7 +51,7 @@ def command(
     from eroseal.report.listing import LsDocument, ls_lines
 
     start = os.fsencode(path)
-    with open_trusted(reference, trust, devices=devices) as opened:
+    with open_trusted(reference, trust, devices=devices, remote=remote) as opened:
         reader = opened.reader()
         inode = reader.lookup(start, follow=not itself)
         if itself or not inode.is_dir:

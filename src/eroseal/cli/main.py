@@ -40,6 +40,7 @@ VERBS: Final = (
     "unpack",
     "inspect",
     "diff",
+    "copy",
     "fsck",
     "demo",
 )

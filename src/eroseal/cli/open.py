@@ -6,18 +6,21 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from eroseal.cli import output
 from eroseal.cli.trust import Trust
 from eroseal.errors import AuthenticityError, IntegrityError
 from eroseal.readat import FileAt
+from eroseal.store.remote import RemoteOptions
 
 if TYPE_CHECKING:
     from eroseal.image.reader import ImageReader
     from eroseal.store.protocol import StoredImage
     from eroseal.trust.image import UnverifiedImage, VerifiedImage
     from eroseal.trust.policy import Policy
+
+_DEFAULTS: Final = RemoteOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +45,16 @@ class Opened:
 
 
 @contextlib.contextmanager
-def open_trusted(reference: str, trust: Trust, *, devices: Sequence[Path] = ()) -> Iterator[Opened]:
+def open_trusted(
+    reference: str, trust: Trust, *, devices: Sequence[Path] = (), remote: RemoteOptions = _DEFAULTS
+) -> Iterator[Opened]:
     """Open an image that the trust options accept; with `--insecure`, any.
 
     Args:
         reference: as the user wrote it.
         trust: the options for this reference.
         devices: files that hold data blobs of an image in a single file.
+        remote: how servers are spoken to.
 
     Raises:
         UsageError: no source of trust.
@@ -56,14 +62,17 @@ def open_trusted(reference: str, trust: Trust, *, devices: Sequence[Path] = ()) 
     """
     policy = trust.policy_for(reference)
     if policy is None:
-        with open_unverified(reference, devices) as opened:
+        with open_unverified(reference, devices, remote=remote) as opened:
             sealed = opened.stored is not None
             output.warn("not verified: --insecure" if sealed else "not sealed, so nothing is checked: --insecure")
             yield opened
         return
     from eroseal.store.resolve import resolve
 
-    with resolve(reference, data_files=devices) as stored, _vouched(reference, stored, policy) as image:
+    with (
+        resolve(reference, data_files=devices, remote=remote) as stored,
+        _vouched(reference, stored, policy) as image,
+    ):
         yield Opened(reference, image, stored)
 
 
@@ -79,7 +88,7 @@ def _vouched(reference: str, stored: StoredImage, policy: Policy) -> VerifiedIma
 
 @contextlib.contextmanager
 def open_consistent(
-    reference: str, *, devices: Sequence[Path] = (), durable: bool = True
+    reference: str, *, devices: Sequence[Path] = (), durable: bool = True, remote: RemoteOptions = _DEFAULTS
 ) -> Iterator[tuple[StoredImage, UnverifiedImage]]:
     """Open an image that agrees with itself: every blob is the one that its name says, but nobody vouches for it.
 
@@ -90,14 +99,16 @@ def open_consistent(
     from eroseal.trust.image import open_self_consistent_image
 
     with (
-        resolve(reference, data_files=devices, durable=durable) as stored,
+        resolve(reference, data_files=devices, durable=durable, remote=remote) as stored,
         open_self_consistent_image(stored.meta, open_data=stored.open_data) as image,
     ):
         yield stored, image
 
 
 @contextlib.contextmanager
-def open_unverified(reference: str, devices: Sequence[Path] = ()) -> Iterator[Opened]:
+def open_unverified(
+    reference: str, devices: Sequence[Path] = (), *, remote: RemoteOptions = _DEFAULTS
+) -> Iterator[Opened]:
     """Open whatever is there: a sealed image as self-consistent, a bare one as it is."""
     if _is_bare(reference):
         with contextlib.ExitStack() as stack:
@@ -106,7 +117,7 @@ def open_unverified(reference: str, devices: Sequence[Path] = ()) -> Iterator[Op
             files = [stack.enter_context(FileAt(path)) for path in (Path(reference), *devices)]
             yield Opened(reference, stack.enter_context(UnverifiedImage(files[0], files[1:])), None)
         return
-    with open_consistent(reference, devices=devices) as (stored, image):
+    with open_consistent(reference, devices=devices, remote=remote) as (stored, image):
         yield Opened(reference, image, stored)
 
 

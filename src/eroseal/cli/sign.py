@@ -12,6 +12,7 @@ import click
 from eroseal.cli import output
 from eroseal.cli.open import open_consistent
 from eroseal.cli.params import FILE, device_option, reference_argument, sync_option, verb
+from eroseal.cli.remote import remote_options
 from eroseal.cli.signing import Signing, signing_options
 from eroseal.errors import AuthenticityError, KeyMaterialError, NotFoundError, UsageError
 from eroseal.limits import MAX_SIGNATURE
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from eroseal.format.digest import Digest
     from eroseal.format.record import RecordEntry
     from eroseal.format.statement import Statement
+    from eroseal.store.remote import RemoteOptions
     from eroseal.trust.image import UnverifiedImage
 
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--statement", "statement_file", type=FILE, metavar="FILE", help="What was signed, with --attach.")
 @device_option
 @sync_option
+@remote_options
 def command(
     reference: str,
     signing: Signing,
@@ -39,6 +42,7 @@ def command(
     statement_file: Path | None,
     devices: tuple[Path, ...],
     no_sync: bool,
+    remote: RemoteOptions,
 ) -> None:
     """Sign the image REF with a key and its certificate, with an Ed25519 key, or both.
 
@@ -55,7 +59,7 @@ def command(
     elif not signing.wanted:
         raise UsageError("nobody to sign as", hint="give --key and --cert, --ed25519, or --attach")
     signers = [] if attach is not None else signing.load()
-    with open_consistent(reference, devices=devices, durable=not no_sync) as (stored, image):
+    with open_consistent(reference, devices=devices, durable=not no_sync, remote=remote) as (stored, image):
         digest = _expected(image, expect, reference)
         for number in range(len(image.devices)):
             image.device(number)  # each data blob must be there, and be what the image says

@@ -10,7 +10,9 @@ import click
 from eroseal.cli import output
 from eroseal.cli.open import open_trusted
 from eroseal.cli.params import device_option, json_option, reference_argument, verb
+from eroseal.cli.remote import remote_options
 from eroseal.cli.trust import Trust, trust_options
+from eroseal.store.remote import RemoteOptions
 
 
 @verb("stat", "Show all about one path in an image.")
@@ -20,14 +22,21 @@ from eroseal.cli.trust import Trust, trust_options
 @device_option
 @json_option
 @trust_options
+@remote_options
 def command(
-    reference: str, path: str, dereference: bool, devices: tuple[Path, ...], as_json: bool, trust: Trust
+    reference: str,
+    path: str,
+    dereference: bool,
+    devices: tuple[Path, ...],
+    as_json: bool,
+    trust: Trust,
+    remote: RemoteOptions,
 ) -> None:
     """Show type, mode, owner, size, time, links and attributes of PATH in the image REF."""
     from eroseal.report.listing import stat_document, stat_text
 
     name = os.fsencode(path)
-    with open_trusted(reference, trust, devices=devices) as opened:
+    with open_trusted(reference, trust, devices=devices, remote=remote) as opened:
         reader = opened.reader()
         inode = reader.lookup(name, follow=dereference)
         target = reader.readlink(inode) if inode.is_symlink else None

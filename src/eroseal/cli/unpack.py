@@ -10,7 +10,9 @@ import click
 from eroseal.cli import output
 from eroseal.cli.open import open_trusted
 from eroseal.cli.params import device_option, jobs_option, reference_argument, verb
+from eroseal.cli.remote import remote_options
 from eroseal.cli.trust import Trust, trust_options
+from eroseal.store.remote import RemoteOptions
 
 
 @verb("unpack", "Unpack an image into a directory.")
@@ -25,6 +27,7 @@ from eroseal.cli.trust import Trust, trust_options
 @device_option
 @jobs_option
 @trust_options
+@remote_options
 def command(
     reference: str,
     directory: str,
@@ -33,6 +36,7 @@ def command(
     devices: tuple[Path, ...],
     jobs: int | None,
     trust: Trust,
+    remote: RemoteOptions,
 ) -> None:
     """Unpack the image REF into DIR, which must be new or empty.
 
@@ -42,7 +46,10 @@ def command(
     from eroseal.image.unpack import unpack
     from eroseal.report.document import size_text
 
-    with open_trusted(reference, trust, devices=devices) as opened, output.Progress("unpacking") as progress:
+    with (
+        open_trusted(reference, trust, devices=devices, remote=remote) as opened,
+        output.Progress("unpacking") as progress,
+    ):
         done = unpack(
             opened.reader(),
             os.fsencode(directory),

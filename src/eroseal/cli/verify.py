@@ -13,6 +13,7 @@ import click
 from eroseal.cli import output
 from eroseal.cli.open import Opened, open_trusted
 from eroseal.cli.params import FILE, REFERENCE, device_option, jobs_option, json_option, verb
+from eroseal.cli.remote import remote_options
 from eroseal.cli.trust import Trust, trust_options
 from eroseal.errors import (
     ErosealError,
@@ -27,6 +28,7 @@ from eroseal.errors import (
 if TYPE_CHECKING:
     from eroseal.report.digest import BlobVerdict
     from eroseal.store.protocol import OpenBlob
+    from eroseal.store.remote import RemoteOptions
     from eroseal.trust.blob import SelfConsistentBlob
     from eroseal.trust.scan import BadBlock
 
@@ -42,6 +44,7 @@ _SHOWN = 20
 @jobs_option
 @json_option
 @trust_options
+@remote_options
 def command(
     reference: str | None,
     blob: Path | None,
@@ -50,6 +53,7 @@ def command(
     jobs: int | None,
     as_json: bool,
     trust: Trust,
+    remote: RemoteOptions,
 ) -> int:
     """Verify the image REF: who vouches for it, every block of every blob, and its structure.
 
@@ -62,7 +66,7 @@ def command(
         return run.report(lambda: run.lone_blob(blob, trust))
     if reference is None:
         raise UsageError("nothing to verify", hint="give REF, or --blob FILE")
-    return run.report(lambda: run.image(reference, trust, devices))
+    return run.report(lambda: run.image(reference, trust, devices, remote))
 
 
 class _Run:
@@ -106,12 +110,12 @@ class _Run:
             output.error(str(found))
         return code
 
-    def image(self, reference: str, trust: Trust, devices: Sequence[Path]) -> None:
+    def image(self, reference: str, trust: Trust, devices: Sequence[Path], remote: RemoteOptions) -> None:
         """A whole image."""
         from eroseal.report.document import size_text
         from eroseal.trust.image import VerifiedImage
 
-        with open_trusted(reference, trust, devices=devices) as opened:
+        with open_trusted(reference, trust, devices=devices, remote=remote) as opened:
             if opened.stored is None:
                 raise FormatError("not sealed: there is nothing to verify", where=reference, hint="eroseal seal")
             self._opened = True

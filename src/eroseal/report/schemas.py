@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from eroseal.report.copy import CopyDocument
 from eroseal.report.diff import DiffDocument
 from eroseal.report.digest import BuildDocument, DigestDocument, VerifyDocument
 from eroseal.report.document import Document
@@ -12,6 +13,7 @@ from eroseal.report.listing import LsDocument, StatDocument
 
 DOCUMENTS: Final[tuple[type[Document], ...]] = (
     BuildDocument,
+    CopyDocument,
     DiffDocument,
     DigestDocument,
     InspectDocument,

@@ -180,7 +180,7 @@ class OciBlobs:
             with contextlib.closing(open_layer(self.repository, layer)) as source:
                 place = f"{self.where}@{layer.digest}"
                 seal = open_blob(source, digest, data_size=hash_offset(layer), name=place).seal
-                self._proved[digest] = _with_seal(layer, seal, source.size)
+                self._proved[digest] = _with_seal(layer, seal, source)
         return self._proved[digest]
 
     def _find(self, digest: Digest) -> Descriptor | None:
@@ -221,7 +221,7 @@ class _Hashing:
 
     def result(self) -> str:
         """The digest as OCI writes it."""
-        return f"sha256:{self._future.result()}"
+        return self._future.result()
 
     def stop(self) -> None:
         """Have it end early, and wait until it has."""
@@ -229,18 +229,24 @@ class _Hashing:
         self._pool.shutdown()
 
     def _run(self, source: ReadAt, size: int) -> str:
-        state = hashlib.sha256()
-        for offset in range(0, size, IO_CHUNK):
-            if self._stopped.is_set():
-                break
-            state.update(source.read_at(offset, min(IO_CHUNK, size - offset)))
-        return state.hexdigest()
+        return _sha256(source, size, self._stopped)
 
 
-def _with_seal(layer: Descriptor, seal: VerifiedSeal, size: int) -> Descriptor:
+def _sha256(source: ReadAt, size: int, stopped: threading.Event) -> str:
+    state = hashlib.sha256()
+    for offset in range(0, size, IO_CHUNK):
+        if stopped.is_set():
+            break
+        state.update(source.read_at(offset, min(IO_CHUNK, size - offset)))
+    return f"sha256:{state.hexdigest()}"
+
+
+def _with_seal(layer: Descriptor, seal: VerifiedSeal, source: ReadAt) -> Descriptor:
     """The layer with the annotations of its verified seal: whoever stored it, manifests come out the same."""
     framing = {name: value for name, value in layer.annotations.items() if name in _FRAMING}
     if layer.media_type == EROFS_ZSTD_LAYER:
-        framing[BLOB_SIZE] = str(size)
+        framing[BLOB_SIZE] = str(source.size)
+        if UNCOMPRESSED_DIGEST not in framing:  # the specification demands it, so this is rare
+            framing[UNCOMPRESSED_DIGEST] = _sha256(source, source.size, threading.Event())
     annotations = dict(sorted((seal_annotations(seal.descriptor) | framing).items()))
     return msgspec.structs.replace(layer, annotations=annotations, platform=None, artifact_type=None, urls=[])

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Final, Self
 
-from eroseal.errors import NotFoundError, OutputError
+from eroseal.errors import NotFoundError
 from eroseal.format.digest import Digest
 from eroseal.format.record import RecordEntry
 from eroseal.format.statement import ImageDigest
@@ -29,7 +29,7 @@ from eroseal.store.oci.chunks import open_layer
 from eroseal.store.oci.config import config_for
 from eroseal.store.oci.documents import OCI_CONFIG, OCI_MANIFEST, Descriptor
 from eroseal.store.oci.form import encode_form, form_layers
-from eroseal.store.oci.layers import diff_id, sealed_size
+from eroseal.store.oci.layers import diff_id
 from eroseal.store.oci.record import merged, read_record, write_record
 from eroseal.store.oci.repository import Repository
 from eroseal.store.protocol import RecordChange, encode_image_record, replaced_error
@@ -101,14 +101,14 @@ class OciStore(OciBlobs):
 
         Args:
             name: a tag.
-            document: its blobs, with the sizes that the store has.
+            document: its blobs. The manifest tells the sizes that the repository has, should they differ.
             record: entries of the image record; none for an unsigned image.
             replace: take the place of an image of that name, and of its record.
 
         Raises:
             NotFoundError: a blob is missing.
-            OutputError: the name is taken, a blob has another size, a manifest too large for registries, or the
-                repository refuses.
+            IntegrityError: a layer that is said to hold a blob does not.
+            OutputError: the name is taken, the manifest is too large for registries, or the repository refuses.
         """
         encode_image_record(record)
         before = self._manifest_digest(check_tag(name))
@@ -176,11 +176,6 @@ class OciStore(OciBlobs):
             layer = self.prove(blob.digest)
             if layer is None:
                 raise NotFoundError(f"blob {blob.digest} is not in the repository", where=self.where)
-            if sealed_size(layer) != blob.size:
-                raise OutputError(
-                    f"blob has {sealed_size(layer)} bytes, but the image's document says {blob.size}",
-                    where=f"{self.where}@{layer.digest}",
-                )
             return layer
 
         blobs = list(dict.fromkeys(document.blobs))

@@ -173,15 +173,21 @@ class OciBlobs:
         Raises:
             IntegrityError: the layer that is said to hold it does not.
         """
-        layer = self._find(digest)
-        if layer is None or not self.repository.has_blob(layer):
+        layer = self._proved.get(digest)
+        if layer is not None:
+            return layer if self.repository.has_blob(layer) else None
+        layer = self._catalog.find(digest)
+        if layer is None:
             return None
-        if digest not in self._proved:
-            with contextlib.closing(open_layer(self.repository, layer)) as source:
-                place = f"{self.where}@{layer.digest}"
-                seal = open_blob(source, digest, data_size=hash_offset(layer), name=place).seal
-                self._proved[digest] = _with_seal(layer, seal, source)
-        return self._proved[digest]
+        try:
+            source = open_layer(self.repository, layer)
+        except NotFoundError:
+            return None
+        with contextlib.closing(source):
+            place = f"{self.where}@{layer.digest}"
+            seal = open_blob(source, digest, data_size=hash_offset(layer), name=place).seal
+            self._proved[digest] = layer = _with_seal(layer, seal, source)
+        return layer
 
     def _find(self, digest: Digest) -> Descriptor | None:
         return self._proved.get(digest) or self._catalog.find(digest)

@@ -14,7 +14,6 @@ Artifact Usage").
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from eroseal.format.statement import ImageDigest
 from eroseal.limits import MAX_IMAGE_RECORD, MAX_REFERRERS
 from eroseal.readat import BytesAt
 from eroseal.store.layout import parse_whole_record
+from eroseal.store.oci.content import digest_of
 from eroseal.store.oci.documents import OCI_EMPTY, OCI_MANIFEST, Descriptor, Manifest, encode, parse
 from eroseal.store.oci.form import IMAGE
 from eroseal.store.oci.repository import Repository
@@ -164,6 +164,6 @@ def _revision(annotations: Mapping[str, str]) -> int | None:
 
 
 def _put(repository: Repository, media_type: str, data: bytes) -> Descriptor:
-    descriptor = Descriptor(media_type=media_type, digest=f"sha256:{hashlib.sha256(data).hexdigest()}", size=len(data))
+    descriptor = Descriptor(media_type=media_type, digest=digest_of(data), size=len(data))
     repository.put_blob(descriptor, BytesAt(data, media_type))
     return descriptor

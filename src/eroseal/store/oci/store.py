@@ -8,7 +8,6 @@ one tag both succeed, and the later one's image stays.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from eroseal.store.oci.blobs import OciBlobs
 from eroseal.store.oci.catalog import check_reference
 from eroseal.store.oci.chunks import open_layer
 from eroseal.store.oci.config import config_for
+from eroseal.store.oci.content import digest_of
 from eroseal.store.oci.documents import OCI_CONFIG, OCI_MANIFEST, Descriptor
 from eroseal.store.oci.form import encode_form, form_layers
 from eroseal.store.oci.layers import diff_id
@@ -117,7 +117,7 @@ class OciStore(OciBlobs):
         layers = form_layers(document, self._require_blobs(document))
         config = self._put_config(document, layers)
         data = encode_form(document, config, layers)
-        manifest = Descriptor(media_type=OCI_MANIFEST, digest=_sha256(data), size=len(data))
+        manifest = Descriptor(media_type=OCI_MANIFEST, digest=digest_of(data), size=len(data))
         with self._records:
             kept = read_record(self.repository, manifest, document.image)
             wanted = list(record) if before == manifest.digest else merged(kept.entries, record)
@@ -188,13 +188,9 @@ class OciStore(OciBlobs):
         with contextlib.closing(open_layer(self.repository, layers[-1])) as source:
             original = image_config(open_blob(source, top.digest, data_size=top.data_size, name=str(top.digest)))
         data = config_for(original, architecture=self._architecture, diff_ids=[diff_id(layer) for layer in layers])
-        config = Descriptor(media_type=OCI_CONFIG, digest=_sha256(data), size=len(data))
+        config = Descriptor(media_type=OCI_CONFIG, digest=digest_of(data), size=len(data))
         self.repository.put_blob(config, BytesAt(data, "image config"))
         return config
 
     def _place(self, name: str) -> str:
         return f"{self.where}{'@' if ':' in name else ':'}{name}"
-
-
-def _sha256(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"

@@ -48,8 +48,6 @@ def store_error(error: Exception, where: str, scheme: str) -> ErosealError:
     from obstore.exceptions import PermissionDeniedError, UnauthenticatedError  # noqa: PLC0415 - only object stores
 
     text = str(error)
-    if says_no_bucket(error):
-        return no_bucket(where)
     if _METADATA.search(text):
         return AccessError("no credentials for this object store", where=where, hint=NO_CREDENTIALS[scheme])
     code, status = _CODE.search(text), _STATUS.search(text)

@@ -279,11 +279,11 @@ class ObjectKeys:
         # Errors are not chained: their texts repeat what was signed, and by whom.
         try:
             return interruptibly(lambda: work(client), stop)
-        except FileNotFoundError as error:
+        except (BaseError, FileNotFoundError, ValueError) as error:
             if says_no_bucket(error):
                 raise no_bucket(self._where) from None
-            return None
-        except (BaseError, ValueError) as error:
+            if isinstance(error, FileNotFoundError):
+                return None
             raise store_error(error, self._at(key), self._settings.scheme) from None
 
     def _client(self, *, patient: bool) -> ObjectStore:

@@ -16,6 +16,7 @@ from eroseal.store.http_rules import (
     REDIRECTS,
     address_fault,
     origin,
+    parse_address,
     shown,
     status_error,
     transport_error,
@@ -95,7 +96,7 @@ class Exchange:
         Raises:
             RemoteError, AccessError, NotFoundError: as for `request`.
         """
-        target = self._parse(url)
+        target = parse_address(url)
         fault = address_fault(target, tls_verify=self.options.tls_verify)
         if fault is not None:
             raise UsageError(fault, where=shown(target), hint="use https://")
@@ -211,12 +212,3 @@ class Exchange:
         finally:
             response.close()
         return body[:_ERROR_BODY]
-
-    @staticmethod
-    def _parse(url: str) -> httpx2.URL:
-        import httpx2  # noqa: PLC0415 - most commands speak to no server
-
-        try:
-            return httpx2.URL(url).copy_with(fragment=None)
-        except httpx2.InvalidURL as error:
-            raise UsageError("is not an address", where=shown(url)) from error

@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from eroseal.errors import AccessError, ErosealError, NotFoundError, RemoteError
+from eroseal.errors import AccessError, ErosealError, NotFoundError, RemoteError, UsageError
 
 if TYPE_CHECKING:
     import httpx2
@@ -51,6 +51,10 @@ class TransientError(RemoteError):
         self.wait = wait
 
 
+class NoTlsError(RemoteError):
+    """What answers does not speak TLS."""
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host, without its port, is this machine by its very name."""
     host = host.strip("[]").lower()
@@ -65,6 +69,21 @@ def is_loopback(host: str) -> bool:
 def origin(url: httpx2.URL) -> tuple[str, str, int]:
     """Scheme, host and port: what credentials are bound to."""
     return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
+
+
+def origin_of(address: str) -> tuple[str, str, int]:
+    """Scheme, host and port of an address; raises UsageError."""
+    return origin(parse_address(address))
+
+
+def parse_address(text: str) -> httpx2.URL:
+    """An address without its fragment; raises UsageError for what is none."""
+    import httpx2  # noqa: PLC0415 - most commands speak to no server
+
+    try:
+        return httpx2.URL(text).copy_with(fragment=None)
+    except httpx2.InvalidURL as error:
+        raise UsageError("is not an address", where=shown(text)) from error
 
 
 def shown(url: httpx2.URL | str) -> str:
@@ -198,7 +217,7 @@ def transport_error(error: Exception, where: str) -> RemoteError:
                 hint="add its CA to the system's",
             )
         if isinstance(cause, ssl.SSLError):
-            return RemoteError(f"does not speak TLS: {cause.reason or 'handshake failed'}", where=where)
+            return NoTlsError(f"does not speak TLS: {cause.reason or 'handshake failed'}", where=where)
         if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
             return RemoteError("no such host", where=where, hint="check its name")
     if isinstance(error, httpx2.TimeoutException):

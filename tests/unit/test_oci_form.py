@@ -122,7 +122,7 @@ def test_the_layers_of_a_stack_stand_in_order_with_their_devices() -> None:
 def test_a_blob_without_a_layer_is_missed() -> None:
     document, layers = image("m", "a")
     del layers[document.blobs[1].digest]
-    with pytest.raises(NotFoundError, match="is not in the repository"):
+    with pytest.raises(NotFoundError, match="is not in the store"):
         form_layers(document, layers)
 
 

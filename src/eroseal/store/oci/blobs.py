@@ -157,13 +157,13 @@ class OciBlobs:
             NotFoundError: it is not there.
             UnsupportedError: a registry, which collects by itself what no manifest names.
         """
+        layer = self._find(digest)
+        if layer is None:
+            raise self._missing(digest)
         if not isinstance(self.repository, Deleting):
             raise UnsupportedError(
                 "a registry collects blobs itself", where=self.where, hint="delete images, and run its own collection"
             )
-        layer = self._find(digest)
-        if layer is None:
-            raise self._missing(digest)
         self.repository.delete_blob(layer)
         self._proved.pop(digest, None)
 
@@ -194,7 +194,9 @@ class OciBlobs:
 
     def _missing(self, digest: Digest) -> NotFoundError:
         return NotFoundError(
-            f"no image here names blob {digest}", where=self.where, hint="copy or build the image again"
+            f"blob {digest} is not in the store",
+            where=self.where,
+            hint="no image here names it: copy or build it again",
         )
 
     def _send(

@@ -91,7 +91,11 @@ class Catalog:
             UnsupportedError: not an EROFS image.
             IntegrityError: a manifest without annotations of ours, over layers that are not sealed.
         """
-        form = self._form(*self._manifest(check_reference(name)), where=self._place(name))
+        try:
+            data, manifest = self._manifest(check_reference(name))
+        except NotFoundError as error:
+            raise NotFoundError("no image has this name", where=self._place(name), hint=error.hint) from error
+        form = self._form(data, manifest, where=self._place(name))
         with self._lock:
             self._known.update(form.layers)
         return form

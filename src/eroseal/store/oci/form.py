@@ -202,7 +202,7 @@ def _layer_of(blob: BlobInfo, layers: Mapping[Digest, Descriptor]) -> Descriptor
     try:
         return layers[blob.digest]
     except KeyError as error:
-        raise NotFoundError(f"blob {blob.digest} is not in the repository") from error
+        raise NotFoundError(f"blob {blob.digest} is not in the store") from error
 
 
 def _device(layer: Descriptor) -> Descriptor:

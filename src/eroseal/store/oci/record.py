@@ -68,10 +68,10 @@ def read_record(repository: Repository, subject: Descriptor, image: ImageDigest)
     Raises:
         FormatError: the record is broken.
     """
-    newest = _newest(repository, subject, image)
-    if newest is None:
+    found = _newest(repository, subject, image)
+    if not found:
         return StoredRecord()
-    revision, digest, manifest = newest
+    revision, digest, manifest = found[0]
     where = f"{repository.where}@{digest}"
     if len(manifest.layers) != 1 or manifest.layers[0].media_type != RECORD_TYPE:
         raise FormatError("an image record's artifact has one layer, the record", where=where)
@@ -100,6 +100,9 @@ def write_record(
         OutputError: entries that cannot be written, or another writer came between.
     """
     encode_image_record(entries)  # refuses what could not be read again
+    found = _newest(repository, subject, image)
+    if (found[0][1] if found else None) != before.digest:
+        raise _changed(repository, subject)
     record = _put(repository, RECORD_TYPE, encode_record(IMAGE_MAGIC, entries))
     manifest = Manifest(
         schema_version=2,
@@ -113,13 +116,8 @@ def write_record(
     written = repository.put_referrer(
         encode(manifest), subject.digest, artifact_type=RECORD_TYPE, replaces=before.digest
     )
-    newest = _newest(repository, subject, image)
-    if newest is None or newest[1] != written.digest:
-        raise OutputError(
-            "another writer changed the image record at the same time",
-            where=f"{repository.where}@{subject.digest}",
-            hint="look at it, and try again",
-        )
+    if [digest for _, digest, _ in _newest(repository, subject, image)] != [written.digest]:
+        raise _changed(repository, subject)
 
 
 def merged(first: Sequence[RecordEntry], second: Sequence[RecordEntry]) -> list[RecordEntry]:
@@ -129,33 +127,46 @@ def merged(first: Sequence[RecordEntry], second: Sequence[RecordEntry]) -> list[
     return [*kept, *second]
 
 
-def _newest(repository: Repository, subject: Descriptor, image: ImageDigest) -> tuple[int, str, Manifest] | None:
-    """Revision, digest and manifest of the record that counts: the highest revision, then the highest digest."""
+def _newest(repository: Repository, subject: Descriptor, image: ImageDigest) -> list[tuple[int, str, Manifest]]:
+    """Revision, digest and manifest of the records of the highest revision; of several the first one counts.
+
+    There is one, or none, unless two writers met.
+    """
     listed = repository.referrers(subject.digest, artifact_type=RECORD_TYPE)
     if len(listed) > MAX_REFERRERS:
         raise FormatError(
             f"has {len(listed)} image records, more than {MAX_REFERRERS}", where=f"{repository.where}@{subject.digest}"
         )
-    newest: tuple[int, str, Manifest] | None = None
+    newest: list[tuple[int, str, Manifest]] = []
     # Registries copy annotations into their lists: then most records need not be fetched.
-    for descriptor in sorted(
-        listed, key=lambda item: (_revision(item.annotations) or MAX_REVISION, item.digest), reverse=True
-    ):
+    for descriptor in sorted(listed, key=lambda item: -(_revision(item.annotations) or MAX_REVISION)):
         hint = _revision(descriptor.annotations)
-        if newest is not None and hint is not None and (hint, descriptor.digest) < newest[:2]:
+        if newest and hint is not None and hint < newest[0][0]:
             break
-        try:
-            data, _ = repository.manifest(descriptor.digest)
-        except NotFoundError:
-            continue  # deleted by hand, where a fallback tag still lists it
-        manifest = parse(data, Manifest, where=f"{repository.where}@{descriptor.digest}")
-        revision = _revision(manifest.annotations)
-        ours = manifest.subject is not None and manifest.subject.digest == subject.digest
-        if not ours or manifest.annotations.get(IMAGE) != str(image) or revision is None:
-            continue
-        if newest is None or (revision, descriptor.digest) > newest[:2]:
-            newest = revision, descriptor.digest, manifest
-    return newest
+        manifest = _fetch(repository, descriptor, subject, image)
+        revision = 0 if manifest is None else _revision(manifest.annotations) or 0
+        if manifest is not None and revision >= (newest[0][0] if newest else 1):
+            newest = [item for item in newest if item[0] == revision] + [(revision, descriptor.digest, manifest)]
+    return sorted(newest, key=lambda item: item[1])
+
+
+def _fetch(repository: Repository, descriptor: Descriptor, subject: Descriptor, image: ImageDigest) -> Manifest | None:
+    """The manifest of a record of this image; None for others, and for what was deleted but is still listed."""
+    try:
+        data, _ = repository.manifest(descriptor.digest)
+    except NotFoundError:
+        return None
+    manifest = parse(data, Manifest, where=f"{repository.where}@{descriptor.digest}")
+    ours = manifest.subject is not None and manifest.subject.digest == subject.digest
+    return manifest if ours and manifest.annotations.get(IMAGE) == str(image) else None
+
+
+def _changed(repository: Repository, subject: Descriptor) -> OutputError:
+    return OutputError(
+        "another writer changed the image record at the same time",
+        where=f"{repository.where}@{subject.digest}",
+        hint="look at it, and try again",
+    )
 
 
 def _revision(annotations: Mapping[str, str]) -> int | None:

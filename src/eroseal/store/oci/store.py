@@ -175,7 +175,7 @@ class OciStore(OciBlobs):
         def look(blob: BlobInfo) -> Descriptor:
             layer = self.prove(blob.digest)
             if layer is None:
-                raise NotFoundError(f"blob {blob.digest} is not in the repository", where=self.where)
+                raise self._missing(blob.digest)
             return layer
 
         blobs = list(dict.fromkeys(document.blobs))

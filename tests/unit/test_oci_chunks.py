@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 import zstandard
-from sealing import Changeable, Sample, seal_bytes
+from tests.unit.sealing import Changeable, Sample, seal_bytes
 
 from eroseal.errors import ErosealError, FormatError, UnsupportedError
 from eroseal.format.chunkindex import ChunkIndex, Compression, encode_chunk_index

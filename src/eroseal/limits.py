@@ -115,8 +115,8 @@ MAX_MANIFEST: Final = 4 << 20
 """Bytes of a manifest, index or image config: what registries take (distribution specification)."""
 MAX_TAGS: Final = 100_000
 """Tags that are listed of one repository, and objects of `index.json`."""
-MAX_IN_FLIGHT: Final = 64 << 20
-"""Bytes that transfers of one process hold at once: 16 pieces of 4 MiB, doubled by HTTP clients, below 200 MiB."""
+MAX_IN_FLIGHT: Final = 32 << 20
+"""Bytes that transfers of one process hold at once: 16 requests of 2 MiB. A gigabyte is pulled in 120 MiB of memory."""
 MIN_READ: Final = 64 << 10
 """Bytes of the smallest request that a large blob is cut into: below, the requests cost more than the bytes."""
 MAX_TRANSFER_BLOB: Final = 1 << 45

@@ -10,11 +10,12 @@ manifest version 2, schema 2.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from eroseal.errors import FormatError
+from eroseal.errors import FormatError, OutputError
 from eroseal.limits import MAX_MANIFEST
 
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -113,23 +114,72 @@ def check_digest(text: str) -> str:
     return text
 
 
-def parse(data: bytes, kind: type[_Document], *, where: str) -> _Document:
+def parse(data: bytes, kind: type[_Document], *, where: str, limit: int = MAX_MANIFEST) -> _Document:
     """Read a document.
 
     Args:
         data: its bytes.
         kind: Manifest, Index or Config.
         where: for messages: the reference or digest that it came under.
+        limit: bytes that it may have.
 
     Raises:
-        FormatError: too large, no JSON, or of another shape.
+        FormatError: too large, no JSON, of another shape, or of two shapes at once.
     """
-    if len(data) > MAX_MANIFEST:
-        raise FormatError(f"has {len(data)} bytes, more than {MAX_MANIFEST}", where=where)
+    if len(data) > limit:
+        raise FormatError(f"has {len(data)} bytes, more than {limit}", where=where)
     try:
-        return msgspec.json.decode(data, type=kind)
+        document = msgspec.json.decode(data, type=kind)
+        if not isinstance(document, Config) and shape_of(data) is None:
+            raise FormatError("is a manifest and an index at once", where=where)
+        return document
     except (msgspec.MsgspecError, UnicodeError, ValueError, RecursionError) as error:
         raise FormatError(f"not a valid {kind.__name__.lower()}: {error}", where=where) from error
+
+
+class _Shape(msgspec.Struct, frozen=True):
+    layers: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    manifests: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+def shape_of(data: bytes) -> str | None:
+    """The OCI media type of a manifest or index by what is in it, where it says none; None for both and neither.
+
+    What is both can be read as two different images (CVE-2021-41190). JSON errors pass through.
+    """
+    shape = msgspec.json.decode(data, type=_Shape)
+    layers, manifests = shape.layers is not msgspec.UNSET, shape.manifests is not msgspec.UNSET
+    if layers == manifests:
+        return None
+    return OCI_MANIFEST if layers else OCI_INDEX
+
+
+def edit_index(
+    data: bytes, *, drop: Callable[[Descriptor], bool], add: Descriptor | None, where: str, limit: int = MAX_MANIFEST
+) -> bytes:
+    """An index with other entries; those that stay, and all other fields, stay byte for byte.
+
+    Args:
+        data: of the index.
+        drop: whether an entry goes.
+        add: one that comes last.
+        where: for messages.
+        limit: bytes that an index may have.
+
+    Raises:
+        FormatError: it is no index.
+        OutputError: it would become too large.
+    """
+    index = parse(data, Index, where=where, limit=limit)
+    fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    entries = msgspec.json.decode(fields["manifests"], type=list[msgspec.Raw])
+    kept = [raw for raw, entry in zip(entries, index.manifests, strict=True) if not drop(entry)]
+    added = [msgspec.Raw(msgspec.json.encode(add))] if add is not None else []
+    fields["manifests"] = msgspec.Raw(msgspec.json.encode([*kept, *added]))
+    edited = msgspec.json.encode(fields)
+    if len(edited) > limit:
+        raise OutputError(f"an index of {len(edited)} bytes, at most {limit} are allowed", where=where)
+    return edited
 
 
 def encode(document: Manifest | Index | dict[str, Any]) -> bytes:

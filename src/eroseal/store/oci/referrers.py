@@ -5,11 +5,9 @@ Source: the OCI distribution specification, "Listing Referrers" and "Referrers T
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
-from eroseal.store.oci.documents import OCI_INDEX, Descriptor, Index, Manifest, parse
+from eroseal.store.oci.documents import OCI_INDEX, Descriptor, Index, Manifest, edit_index, encode, parse
 
 
 def fallback_tag(subject: str) -> str:
@@ -41,12 +39,10 @@ def with_referrer(data: bytes | None, descriptor: Descriptor, replaces: str | No
 
     Raises:
         FormatError: what is there is no index.
+        OutputError: it would become too large.
     """
-    fields: dict[str, Any] = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []}
-    if data is not None:
-        parse(data, Index, where=where)
-        fields = msgspec.json.decode(data)
+    empty = encode(Index(schema_version=2, media_type=OCI_INDEX, manifests=[]))
     gone = {descriptor.digest, replaces}
-    kept = [item for item in fields["manifests"] if item["digest"] not in gone]
-    fields["manifests"] = [*kept, msgspec.to_builtins(descriptor)]
-    return msgspec.json.encode(fields)
+    return edit_index(
+        empty if data is None else data, drop=lambda item: item.digest in gone, add=descriptor, where=where
+    )

@@ -44,8 +44,8 @@ def _checked_layer(layer: StoredImage) -> ImageDocument:
         return _made_document(layer)
     meta = open_blob(layer.meta, given.image, data_size=given.meta.data_size)
     with UnverifiedImage(meta, layer.open_data) as image:
-        listed = [(blob.digest, blob.data_size) for blob in given.data]
-        if listed != [(device.digest, device.size) for device in image.devices]:
+        listed = [(blob.digest, blob.data_size) for blob in given.blobs]
+        if listed != [(meta.digest, meta.size), *((device.digest, device.size) for device in image.devices)]:
             raise FormatError(
                 "the document's blobs or their data sizes are not those of the image's device table",
                 where=str(layer.reference),

@@ -22,7 +22,7 @@ from eroseal.store.protocol import Progress
 from eroseal.store.remote import DEFAULT_RANGES
 
 PIECE_SIZE: Final = 4 << 20
-"""Bytes of a piece of a blob: large enough to hide 40 ms of latency at 100 MB/s, and the loss when one is cut."""
+"""Bytes of a piece of a blob: one or a few requests, and all that an interruption costs each thread."""
 _TICK: Final = 0.2
 """Seconds after which a thread that waits looks whether it should stop."""
 _PATIENCE: Final = 1.0

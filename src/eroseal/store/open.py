@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING, Final
+
 from eroseal.errors import UnsupportedError
 from eroseal.store.local import LocalStore
 from eroseal.store.protocol import Store
-from eroseal.store.reference import NamedReference, ObjectReference, StoreReference, WebReference
+from eroseal.store.reference import (
+    LayoutReference,
+    NamedReference,
+    ObjectReference,
+    RegistryReference,
+    StoreReference,
+    WebReference,
+)
 from eroseal.store.remote import RemoteOptions
+
+if TYPE_CHECKING:
+    from eroseal.store.oci.repository import Repository
+
+_ARCHITECTURES: Final = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "arm",
+    "armv6l": "arm",
+    "i686": "386",
+    "loongarch64": "loong64",
+}
+"""What Go, and so OCI, calls a machine that Linux calls otherwise."""
 
 
 def open_store(
@@ -32,17 +55,35 @@ def open_store(
         UnsupportedError: nothing can be written there.
         RemoteError, AccessError: of a server.
     """
-    if isinstance(reference, StoreReference):
-        opened = LocalStore.create if create else LocalStore.open
-        return opened(reference.store, durable=durable)
-    if isinstance(reference, ObjectReference):
-        from eroseal.store.objects import open_object_store  # noqa: PLC0415
+    match reference:
+        case StoreReference():
+            opened = LocalStore.create if create else LocalStore.open
+            return opened(reference.store, durable=durable)
+        case LayoutReference():
+            from eroseal.store.oci.layout import LayoutRepository  # noqa: PLC0415
 
-        return open_object_store(reference, options, create=create)
-    if isinstance(reference, WebReference):
-        if create:
-            raise UnsupportedError("a web server can only be read from", where=str(reference))
-        from eroseal.store.web import open_web_store  # noqa: PLC0415
+            layout = LayoutRepository(reference.store, create=create, durable=durable)
+            return _oci_store(layout, options, compress=compress)
+        case RegistryReference():
+            from eroseal.store.oci.registry import RegistryRepository  # noqa: PLC0415
 
-        return open_web_store(reference, options)
-    raise UnsupportedError("this kind of reference cannot be opened yet", where=str(reference))
+            registry = RegistryRepository(reference.host, reference.repository, options)
+            return _oci_store(registry, options, compress=compress)
+        case ObjectReference():
+            from eroseal.store.objects import open_object_store  # noqa: PLC0415
+
+            return open_object_store(reference, options, create=create)
+        case WebReference():
+            if create:
+                raise UnsupportedError("a web server can only be read from", where=str(reference))
+            from eroseal.store.web import open_web_store  # noqa: PLC0415
+
+            return open_web_store(reference, options)
+
+
+def _oci_store(repository: Repository, options: RemoteOptions, *, compress: bool) -> Store:
+    from eroseal.store.oci.store import OciStore  # noqa: PLC0415
+
+    machine = os.uname().machine
+    architecture = _ARCHITECTURES.get(machine, machine)
+    return OciStore(repository, architecture=architecture, compress=compress, parallel=options.parallel)

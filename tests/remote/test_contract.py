@@ -428,9 +428,22 @@ def test_no_change_of_a_record_is_lost(harness: Harness) -> None:
     )
 
 
+@kinds(WRITES, EXCLUDES)
+def test_the_last_of_several_that_replace_stays_whole(harness: Harness) -> None:
+    samples = [sample_image((1,), label) for label in range(4)]
+    for sample in samples:
+        fill(harness.store, sample)
+    pairs = [(sample.document, [signature(str(sample.document.image))]) for sample in samples]
+    stores = [harness.again() for _ in range(4)]
+    for _ in range(3):
+        outcomes = together(lambda n: stores[n].put_image("app", *pairs[n], replace=True), 4)
+        assert outcomes == [None] * 4
+        assert harness.store.image("app") in pairs
+
+
 @kinds(FOLLOWS)
 def test_documents_and_records_are_never_mixed(harness: Harness) -> None:
-    samples = [sample_image((1,), label) for label in range(2)]
+    samples = [sample_image((1,), label) for label in range(20)]
     for sample in samples:
         fill(harness.behind, sample)
     pairs = [(sample.document, [signature(str(sample.document.image))]) for sample in samples]
@@ -438,8 +451,8 @@ def test_documents_and_records_are_never_mixed(harness: Harness) -> None:
     stop = threading.Event()
 
     def replace() -> None:
-        for turn in range(1, 25):
-            harness.behind.put_image("app", *pairs[turn % 2], replace=True)
+        for pair in pairs[1:]:
+            harness.behind.put_image("app", *pair, replace=True)
         stop.set()
 
     with ThreadPoolExecutor(1) as pool:

@@ -103,9 +103,10 @@ class KeyedReader:
             record = self._record(name, document.image)
             if record is not None:
                 return document, self._entries(name, document.image, record)
-            # A replaced image takes its record with it: read again rather than report no signatures.
-            info = self.keys.head(image_key(name))
-            if info is not None and info.version == value.version:
+            # A replaced image takes its record with it: look again rather than report no signatures. The bytes are
+            # compared, because web servers give the same tag to what they had a moment before.
+            again = self.keys.get(image_key(name), limit=MAX_IMAGE_DOCUMENT)
+            if again is not None and again.data == value.data:
                 return document, []
         raise RemoteError("the image is replaced faster than it can be read", where=self._at(image_key(name)))
 
@@ -335,7 +336,7 @@ class KeyedStore(KeyedReader):
         """Remove the record of an image that lost its name, and old ones that no document uses."""
         mine = None if gone is None else record_key(name, gone)
         past = time.time() - _ORPHAN_AGE
-        doomed = [info.key for info in self._records_of(name) if info.key == mine or info.version.modified < past]
+        doomed = [info.key for info in self._records_of(name) if info.key == mine or info.modified < past]
         if not doomed:
             return
         # Looked at last: an image that came back under its old name meanwhile needs its record.

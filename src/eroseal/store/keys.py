@@ -23,17 +23,15 @@ IMAGES = "images/"
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """Which of the values is meant that a key has had; compared, and handed back to the server.
+    """Which of the values is meant that a key has had; for the server, which is the only one that can tell.
 
     Args:
         tag: the entity tag.
         number: the server's own number, where it counts.
-        modified: seconds since the epoch.
     """
 
     tag: str | None
     number: str | None
-    modified: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +54,18 @@ class KeyInfo:
     Args:
         key: below the store's place.
         size: bytes of its value, as the server says.
-        version: of the key.
+        modified: seconds since the epoch, 0 where the server does not say.
     """
 
     key: str
     size: int
-    version: Version
+    modified: float
 
 
 class ReadKeys(Protocol):
     """Values by key, to be read; methods may be called from several threads at once.
 
-    All of them raise RemoteError where the server fails, and AccessError where it does not let us.
+    All of them raise RemoteError where the server fails or says too much, and AccessError where it does not let us.
     """
 
     @property
@@ -80,7 +78,7 @@ class ReadKeys(Protocol):
         ...
 
     def head(self, key: str) -> KeyInfo | None:
-        """Size and version of a key, or None for none."""
+        """What is known of a key, or None for none."""
         ...
 
     def open(self, info: KeyInfo) -> OpenBlob:

@@ -96,7 +96,7 @@ class ObjectKeys:
             result = obstore.get(client, self._root + key)
             if result.meta["size"] > limit:
                 raise FormatError(f"has {result.meta['size']} bytes, more than {limit}", where=self._at(key))
-            return Value(gather(result, limit, self._at(key)), version_of(result.meta))
+            return Value(gather(result, limit, self._at(key)), Version(result.meta["e_tag"], result.meta["version"]))
 
         return self._ask(key, read)
 
@@ -104,7 +104,7 @@ class ObjectKeys:
         import obstore  # noqa: PLC0415 - most commands speak to no object store
 
         meta = self._ask(key, lambda client: obstore.head(client, self._root + key))
-        return None if meta is None else KeyInfo(key, meta["size"], version_of(meta))
+        return None if meta is None else info_of(key, meta)
 
     def open(self, info: KeyInfo) -> ObjectBlob:
         return ObjectBlob(self, info)
@@ -244,7 +244,7 @@ class ObjectKeys:
                 if key <= last:
                     raise RemoteError("lists its keys out of order", where=self._at(prefix))
                 last = key
-                yield KeyInfo(key, meta["size"], version_of(meta))
+                yield info_of(key, meta)
 
     def close(self) -> None:
         with self._lock:
@@ -349,6 +349,6 @@ def gather(result: GetResult, limit: int, where: str) -> bytes:
     return b"".join(pieces)
 
 
-def version_of(meta: ObjectMeta) -> Version:
-    """Which value of a key an answer is about."""
-    return Version(meta["e_tag"], meta["version"], meta["last_modified"].timestamp())
+def info_of(key: str, meta: ObjectMeta) -> KeyInfo:
+    """What an answer says about a key."""
+    return KeyInfo(key, meta["size"], meta["last_modified"].timestamp())

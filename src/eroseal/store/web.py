@@ -113,7 +113,7 @@ class WebKeys:
             answer = self._client.request("GET", f"{self._url}/{key}", limit=limit)
         except NotFoundError:
             return None
-        return Value(answer.body, _version(answer.headers))
+        return Value(answer.body, Version(answer.headers.get("etag"), None))
 
     def head(self, key: str) -> KeyInfo | None:
         try:
@@ -122,7 +122,7 @@ class WebKeys:
             return None
         if head.size is None:
             raise RemoteError("does not say how many bytes it has", where=f"{self._url}/{key}")
-        return KeyInfo(key, head.size, _version(head.headers))
+        return KeyInfo(key, head.size, _modified(head.headers))
 
     def open(self, info: KeyInfo) -> HttpBlob:
         return HttpBlob(self._client, f"{self._url}/{info.key}", size=info.size)
@@ -131,9 +131,8 @@ class WebKeys:
         self._client.close()
 
 
-def _version(headers: Mapping[str, str]) -> Version:
+def _modified(headers: Mapping[str, str]) -> float:
     try:
-        modified = email.utils.parsedate_to_datetime(headers.get("last-modified", "")).timestamp()
+        return email.utils.parsedate_to_datetime(headers.get("last-modified", "")).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
-        modified = 0.0
-    return Version(headers.get("etag"), None, modified)
+        return 0.0

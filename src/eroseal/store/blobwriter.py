@@ -14,7 +14,7 @@ from typing import Self
 
 from eroseal.format.digest import Digest
 from eroseal.store.atomic import TemporaryFile, make_directory, output_error, sync_directory
-from eroseal.store.layout import complete_size
+from eroseal.store.layout import kept_size
 
 Places = Callable[[Digest], tuple[Path, ...]]
 """Where a blob may be already; the last place is where it is put if it is in none of them."""
@@ -65,12 +65,14 @@ class LocalBlobWriter:
         with self._file as file:
             try:
                 for place in places:
-                    kept = complete_size(place)
+                    kept = kept_size(place)
                     if kept is not None:
                         # Its writer may have renamed but not yet synced it, and our image will count on it.
                         if self._durable:
                             sync_directory(place.parent)
                         return kept
+                # Its age counts from now, not from its last byte: see eroseal.store.gc.
+                os.utime(file.fd)
                 status = os.fstat(file.fd)
                 make_directory(final.parent, durable=self._durable)
             except OSError as error:

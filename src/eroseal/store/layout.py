@@ -20,7 +20,9 @@ from eroseal.readat import FileAt
 from eroseal.store.reference import RECORD_SUFFIX
 
 LOCK_NAME: Final = ".lock"
-"""Taken while documents and records change."""
+"""Taken while documents and records change, leases are made, and blobs are collected."""
+LEASES_NAME: Final = "leases"
+"""The directory of what keeps blobs that no document names yet (lease.py)."""
 PARTIAL_PREFIX: Final = ".eroseal-part-"
 """How the directory of a blob begins that has not arrived as a whole; the digest's digits follow."""
 BINDING_DIGITS: Final = 32
@@ -110,6 +112,22 @@ def complete_size(path: Path) -> int | None:
         footer = Footer.parse(file.read_at(file.size - FOOTER_SIZE, FOOTER_SIZE))
         whole = footer is not None and footer.record_offset + footer.record_length == file.size
         return file.size if whole else None
+
+
+def kept_size(path: Path) -> int | None:
+    """As `complete_size`, for somebody who will count on the blob: renews its age, so that no collection takes it soon.
+
+    Whoever may not do that (the file is another user's) has a lease instead.
+    """
+    size = complete_size(path)
+    if size is not None:
+        try:
+            os.utime(path, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        except OSError:
+            pass
+    return size
 
 
 def listing(directory: Path) -> list[str]:

@@ -5,6 +5,7 @@
     blobs/ab/cdef…                  a sealed blob; its path is its digest (64 hex digits SHA-256, 128 SHA-512)
     images/NAME                     image document (document.py)
     images/NAME.<32 hex>.record     image record; the digits are the first of the image digest
+    leases/<32 hex>                 keeps blobs that no document names yet (lease.py)
     .lock                           taken while documents and records change
 
 A record's file is bound to the image that it is about, because two files cannot be replaced in one step: a
@@ -12,7 +13,8 @@ new image's record is written first, under a name that nothing reads yet; renami
 switches both at once; the old record goes last. A crash leaves at most a record that no document uses,
 which fsck reports and the next writer removes.
 
-Blobs need no lock: they are written under a temporary name and renamed, and a blob that is there stays.
+Blobs need no lock: they are written under a temporary name and renamed, and a blob that is there stays, unless a
+collection (gc.py) finds that nobody needs it. That takes the lock, so what `put_image` finds there stays there.
 """
 
 from __future__ import annotations
@@ -37,7 +39,15 @@ from eroseal.store.atomic import (
     write_atomic,
 )
 from eroseal.store.document import MAX_IMAGE_DOCUMENT, Document, parse_document
-from eroseal.store.layout import LOCK_NAME, listing, parse_whole_record, read_small, record_name, record_owner
+from eroseal.store.layout import (
+    LEASES_NAME,
+    LOCK_NAME,
+    listing,
+    parse_whole_record,
+    read_small,
+    record_name,
+    record_owner,
+)
 from eroseal.store.local_blobs import LocalBlobs
 from eroseal.store.protocol import RecordChange, encode_image_record, replaced_error
 from eroseal.store.reference import check_name, is_image_name
@@ -102,7 +112,7 @@ class LocalStore(LocalBlobs):
         if _is_store(path):
             return store
         try:
-            if path.is_dir() and set(os.listdir(path)) - {"blobs", "images", LOCK_NAME}:
+            if path.is_dir() and set(os.listdir(path)) - {"blobs", "images", LEASES_NAME, LOCK_NAME}:
                 raise OutputError(
                     "not a store, and not empty", where=str(path), hint="name a new or an empty directory"
                 )
@@ -126,6 +136,8 @@ class LocalStore(LocalBlobs):
             if any(os.listdir(directory) for directory in self._created if directory != self.path):
                 return
             if self.path in self._created:
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(self.path / LEASES_NAME)
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.path / LOCK_NAME)
             for directory in reversed(self._created):

@@ -18,7 +18,7 @@ from eroseal.store.atomic import output_error, remove_abandoned
 from eroseal.store.batch import BlobBatch
 from eroseal.store.blobwriter import LocalBlobWriter
 from eroseal.store.copying import copy_source
-from eroseal.store.layout import complete_size, digest_of_path, is_blob_prefix, is_plain_file, listing
+from eroseal.store.layout import digest_of_path, is_blob_prefix, is_plain_file, kept_size, listing
 from eroseal.store.protocol import BlobStore, Progress
 
 if TYPE_CHECKING:
@@ -85,8 +85,11 @@ class LocalBlobs:
         return False
 
     def stored_size(self, digest: Digest) -> int | None:
-        """Bytes of the blob, or None where it is missing or cut short; says nothing else about its bytes."""
-        return complete_size(self.blob_path(digest))
+        """Bytes of a blob that the caller will count on, or None where it is missing or cut short.
+
+        Says nothing else about its bytes. A collection then finds it as young as a new one.
+        """
+        return kept_size(self.blob_path(digest))
 
     def put_blob(
         self,

@@ -29,7 +29,7 @@ from eroseal.limits import MAX_BAD_BLOCKS, MAX_TRANSFER_BLOB
 from eroseal.readat import FileAt, ReadAt
 from eroseal.store.atomic import make_directory, output_error, sync_directory
 from eroseal.store.lanes import PIECE_SIZE, Lanes, SharedFds
-from eroseal.store.layout import PARTIAL_PREFIX, complete_size
+from eroseal.store.layout import PARTIAL_PREFIX, kept_size
 from eroseal.store.protocol import Progress
 
 _DATA: Final = "data"
@@ -78,7 +78,7 @@ def receive_blob(
     place = blobs / f"{PARTIAL_PREFIX}{digest.hex}"
     try:
         with _Partial(place, digest, seal.sealed_size, final, lanes) as partial:
-            kept = complete_size(final)
+            kept = kept_size(final)
             if kept is not None:  # whom we waited for has finished it
                 partial.remove()
                 return kept
@@ -208,6 +208,7 @@ class _Partial:
         """Give the blob its name; OSError passes through."""
         os.fchmod(self._data_fd, stat.S_IMODE(os.fstat(self._data_fd).st_mode) & 0o444)
         make_directory(self._final.parent, durable=durable)
+        os.utime(self._data_fd)  # its age counts from now: most of it may have arrived long ago
         if durable:
             self.sync()  # what verification had fetched again
         os.rename(self._place / _DATA, self._final)

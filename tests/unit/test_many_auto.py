@@ -56,13 +56,13 @@ def test_names_without_a_version_come_last() -> None:
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     (tmp_path / "source").mkdir()
-    (tmp_path / "source/file").write_text("content")
     for name in ("app-1.9", "app-1.10", "app", "other-3"):
         built(tmp_path, name)
     return tmp_path / "store"
 
 
 def built(place: Path, name: str, options: BuildOptions | None = None) -> None:
+    (place / "source/file").write_text(f"content of {name}")
     options = options or BuildOptions(jobs=1, durable=False)
     build(place / "source", StoreReference(place / "store", name), options)
 

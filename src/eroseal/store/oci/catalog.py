@@ -8,10 +8,10 @@ names, those of all tags. Manifests can claim anything; whoever opens a blob ver
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,7 @@ from eroseal.errors import (
 from eroseal.format.digest import Digest
 from eroseal.limits import MAX_TAGS
 from eroseal.store.document import BlobInfo, Document, ImageDocument
+from eroseal.store.lanes import Lanes
 from eroseal.store.oci.chunks import open_layer
 from eroseal.store.oci.config import FEATURE
 from eroseal.store.oci.documents import (
@@ -129,15 +130,15 @@ class Catalog:
         if len(tags) > MAX_TAGS:
             raise FormatError(f"has {len(tags)} tags, more than {MAX_TAGS}", where=self._repository.where)
 
-        def fetch(tag: str) -> tuple[str, bytes, Descriptor] | None:
-            with contextlib.suppress(*_NOT_OURS):
-                return tag, *self._manifest(tag)
-            return None
-
         # In groups: a manifest may have megabytes.
-        with ThreadPoolExecutor(REQUESTS) as pool:
-            for start in range(0, len(tags), REQUESTS):
-                yield from (found for found in pool.map(fetch, tags[start : start + REQUESTS]) if found is not None)
+        for start in range(0, len(tags), REQUESTS):
+            group, found = tags[start : start + REQUESTS], dict[str, tuple[bytes, Descriptor]]()
+            Lanes(REQUESTS).run(functools.partial(self._fetch, found), group, workers=len(group))
+            yield from ((tag, *found[tag]) for tag in group if tag in found)
+
+    def _fetch(self, found: dict[str, tuple[bytes, Descriptor]], tag: str) -> None:
+        with contextlib.suppress(*_NOT_OURS):
+            found[tag] = self._manifest(tag)
 
     def _manifest(self, name: str) -> tuple[bytes, Descriptor]:
         """An image's manifest; of an index, that of its EROFS image for our architecture."""

@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 from eroseal.errors import NotFoundError
 from eroseal.format.digest import Digest
@@ -21,7 +20,8 @@ from eroseal.format.statement import ImageDigest
 from eroseal.image.annex import image_config
 from eroseal.readat import BytesAt
 from eroseal.store.atomic import exists_error
-from eroseal.store.document import BlobInfo, Document
+from eroseal.store.document import Document
+from eroseal.store.lanes import Lanes
 from eroseal.store.oci.blobs import OciBlobs
 from eroseal.store.oci.catalog import check_reference
 from eroseal.store.oci.chunks import open_layer
@@ -37,9 +37,6 @@ from eroseal.store.reference import check_tag
 from eroseal.store.remote import DEFAULT_RANGES
 from eroseal.trust.image import open_blob
 
-_LOOKS: Final = 8
-"""Blobs that are looked for at once."""
-
 
 class OciStore(OciBlobs):
     """Sealed images in a repository; implements `Store`.
@@ -48,7 +45,7 @@ class OciStore(OciBlobs):
         repository: closed together with the store.
         architecture: of new images whose source does not say, and of those chosen from an index, as Go calls it.
         compress: store new blobs compressed, chunk by chunk (`application/vnd.erofs+zstd`).
-        parallel: requests in flight at once, where a blob is fetched to be verified.
+        parallel: requests in flight at once, where blobs are looked for, or fetched to be verified.
     """
 
     def __init__(
@@ -171,16 +168,17 @@ class OciStore(OciBlobs):
 
     def _require_blobs(self, document: Document) -> dict[Digest, Descriptor]:
         """A layer for each blob, all of them there and sealed as they should be."""
+        layers: dict[Digest, Descriptor] = {}
 
-        def look(blob: BlobInfo) -> Descriptor:
-            layer = self.prove(blob.digest)
+        def look(digest: Digest) -> None:
+            layer = self.prove(digest)
             if layer is None:
-                raise self._missing(blob.digest)
-            return layer
+                raise self._missing(digest)
+            layers[digest] = layer
 
-        blobs = list(dict.fromkeys(document.blobs))
-        with ThreadPoolExecutor(_LOOKS) as pool:
-            return dict(zip((blob.digest for blob in blobs), pool.map(look, blobs), strict=True))
+        digests = dict.fromkeys(blob.digest for blob in document.blobs)
+        Lanes(self._parallel).run(look, digests, workers=min(self._parallel, len(digests)))
+        return layers
 
     def _put_config(self, document: Document, layers: Sequence[Descriptor]) -> Descriptor:
         """The config: that of the container image it was made from, if its topmost meta blob holds one."""

@@ -110,6 +110,14 @@ MAX_ARCHIVE_TRAILER: Final = 64 << 20
 MAX_DECODER_MEMORY: Final = 128 << 20
 """Bytes of a decoder's window: what `zstd --ultra -22` and `--long` need, and twice what `xz -9` does."""
 
+# --- many images ---
+MAX_IMAGE_LIST: Final = 16 << 20
+"""Bytes of a list of images to build: a hundred times what anybody writes, and held in memory a few times."""
+MAX_LISTED_IMAGES: Final = 10_000
+"""Images of one list: the report on all of them is written again after each one."""
+MAX_MANY_REPORT: Final = 256 << 20
+"""Bytes of such a report: the longest list, each byte as a JSON escape, and the longest errors fit."""
+
 # --- containers and stores ---
 MAX_MANIFEST: Final = 4 << 20
 """Bytes of a manifest, index or image config: what registries take (distribution specification)."""
@@ -139,3 +147,15 @@ MAX_UPLOAD_MEMORY: Final = 32 << 20
 """Bytes of parts on their way up that a process holds: four of 8 MiB keep 1 Gbit/s busy over 200 ms."""
 MAX_UPLOAD_PART: Final = 32 << 20
 """Bytes of one part of an upload: object stores take 10,000 of them, so objects may have 312 GiB."""
+MAX_SAVED_MEMBERS: Final = 1 << 16
+"""Members of a saved image's outer archive: four for each layer, and docker saves many images into one."""
+
+# --- collections ---
+MAX_LEASED: Final = 4096
+"""Blobs that a lease lists; one for more keeps all blobs, which costs nothing but the wait of a collection."""
+MAX_LEASE_DOCUMENT: Final = 1 << 20
+"""Bytes of a lease: 4,096 SHA-512 digests take 610 KiB."""
+MAX_LEASE_SECONDS: Final = 24 * 3600
+"""Seconds that a lease lasts at most without being renewed: what a killed writer leaves is dead a day later."""
+MAX_LEASES: Final = 4096
+"""Leases of one store that are read: as many writers at once."""

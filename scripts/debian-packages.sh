@@ -44,6 +44,12 @@ for set in "$@"; do
             need openssl have openssl
             need attr have setfattr
             need acl have setfacl
+            need docker-registry have docker-registry
+            need skopeo have skopeo
+            need umoci have umoci
+            need nginx-light have nginx
+            need zstd have zstd
+            need xz-utils have xz
             ;;
         *)
             echo "debian-packages.sh: unknown set $set" >&2

@@ -242,7 +242,8 @@ def _trees(layers: Sequence[Layer], fds: tuple[int, ...], context: Context, *, c
 
     for layer in layers:
         for warning in layer.warnings:
-            context.warn(warning)
+            more = f" and {warning.count - 1} more" if warning.count > 1 else ""
+            context.warn(f"{layer.name}: {warning.what}: {os.fsdecode(warning.path)}{more}")
     options = context.options
     roots = stacked(layers) if options.layers is LayerMode.STACK else [merge(layers)]
     return Trees(tuple(TreeSource(root, exclude=options.exclude).walk for root in roots), fds, config)

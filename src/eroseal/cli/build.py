@@ -1,4 +1,4 @@
-"""`eroseal build`: a directory becomes a sealed, and if wanted signed, image."""
+"""`eroseal build`: a directory, archive or container image becomes a sealed, and if wanted signed, image."""
 
 from __future__ import annotations
 
@@ -8,24 +8,39 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from eroseal.cli import output
 from eroseal.cli.params import FILE, HEX, REFERENCE, SIZE, TIME, UUID, jobs_option, json_option, sync_option, verb
+from eroseal.cli.remote import remote_options
 from eroseal.cli.signing import Signing, signing_options
 from eroseal.errors import UsageError
 
 if TYPE_CHECKING:
-    from eroseal.build.options import BuildOptions, BuildResult
+    from eroseal.build.options import BuildResult
     from eroseal.build.publish import MakeRecord
+    from eroseal.format.digest import Digest
     from eroseal.format.record import RecordEntry
     from eroseal.format.statement import ImageDigest
     from eroseal.store.reference import Reference
+    from eroseal.store.remote import RemoteOptions
 
 
-@verb("build", "Build a sealed image of a directory.")
-@click.argument("source", metavar="SOURCE", type=click.Path())
+@verb("build", "Build a sealed image of a directory, an archive or a container image.")
+@click.argument("source", metavar="SOURCE", type=click.Path(allow_dash=True))
 @click.argument("target", metavar="TARGET", type=REFERENCE)
 @click.option("--base", "bases", multiple=True, metavar="REF", help="Reuse this image's chunks; may repeat.")
+@click.option("--base-auto", is_flag=True, help="Reuse the chunks of the newest image of the same name.")
+@click.option(
+    "--layers",
+    type=click.Choice(["merge", "stack"]),
+    default="merge",
+    show_default=True,
+    help="Make one image of a container image's layers, or a stack with an image for each.",
+)
+@click.option(
+    "--platform", metavar="OS/ARCH", help="Platform of a container image.  [default: Linux on this processor]"
+)
 @click.option(
     "--blobs",
     type=click.Choice(["none", "build", "layer", "file"]),
@@ -52,15 +67,22 @@ if TYPE_CHECKING:
 @click.option("--owners", type=FILE, metavar="FILE", help="Owners and permissions by path; see docs/cli.md.")
 @click.option("--file-contexts", type=FILE, metavar="FILE", help="SELinux contexts by path, see file_contexts(5).")
 @click.option("--replace", is_flag=True, help="Take the place of an image that has this name.")
+@click.option(
+    "--work", type=FILE, metavar="DIR", help="Where an image is built before it goes to a server.  [default: $TMPDIR]"
+)
 @sync_option
 @jobs_option
 @json_option
+@remote_options
 @signing_options
 def command(
     *,
     source: str,
     target: str,
     bases: tuple[str, ...],
+    base_auto: bool,
+    layers: str,
+    platform: str | None,
     blobs: str | None,
     chunk_size: int,
     inline_max: int,
@@ -73,21 +95,28 @@ def command(
     owners: Path | None,
     file_contexts: Path | None,
     replace: bool,
+    work: Path | None,
     no_sync: bool,
     jobs: int | None,
     as_json: bool,
+    remote: RemoteOptions,
     signing: Signing,
 ) -> None:
-    """Build a sealed image of the directory SOURCE.
+    """Build a sealed image of SOURCE.
 
-    TARGET is dir:STORE:NAME, an image in a store (which is made if it is not there), or a path, for one file with
-    everything in it. The last line on standard output is the image digest.
+    SOURCE is a directory, a tar archive (plain, gzip, zstd or xz; - reads standard input), or a container image:
+    docker://HOST/REPO:TAG, oci:PATH:TAG, oci-archive:PATH or docker-archive:PATH.
+
+    TARGET is dir:STORE:NAME, an image in a store (which is made if it is not there), a path, for one file with
+    everything in it, or a place on a server: docker://HOST/REPO:TAG, s3://BUCKET/PREFIX:NAME; or oci:PATH:TAG. The last
+    line on standard output is the image digest.
 
     With the environment variable SOURCE_DATE_EPOCH, later file times are set back to it, and it is the image's own
     time.
     """
     from eroseal.build.builder import build
-    from eroseal.build.options import BlobLayout, BuildOptions
+    from eroseal.build.options import BlobLayout, BuildOptions, LayerMode
+    from eroseal.build.sources import DirectoryTree, parse_source
     from eroseal.format.digest import HashAlgorithm, TreeParams
     from eroseal.store.reference import FileReference, parse_reference
     from eroseal.tree.attributes import load_file_contexts, load_owners
@@ -96,10 +125,14 @@ def command(
     single = isinstance(reference, FileReference)
     if single and blobs not in (None, "none"):
         raise UsageError(f"--blobs {blobs} needs a store: a single file holds everything", hint="dir:STORE:NAME")
-    if not exclude:
+    parsed = parse_source(source, remote=remote, platform=platform)
+    if isinstance(parsed, DirectoryTree) and not exclude:
         _check_apart(source, reference)
+    if base_auto:
+        bases = (*bases, *_newest_base(reference, remote))
     options = BuildOptions(
         blobs=BlobLayout(blobs or ("none" if single else "build")),
+        layers=LayerMode(layers),
         params=TreeParams(HashAlgorithm.from_name(algorithm), salt),
         chunk_size=chunk_size,
         inline_max=inline_max,
@@ -113,21 +146,35 @@ def command(
         jobs=jobs,
         durable=not no_sync,
         replace=replace,
+        work=work,
     )
     record = _record(signing)
     warnings = output.Warnings()
     with output.Progress("reading", quiet=as_json) as progress:
         done = build(
-            source,
+            parsed,
             reference,
             options,
             bases=bases,
             warn=warnings,
-            progress=lambda files, size: progress.set(size, f"{files} files"),
+            progress=lambda files, size: progress.set(size, f"{files} files" if files else "unpacking"),
             record=record,
+            remote=remote,
         )
     warnings.finish()
-    _show(done, reference, options, as_json=as_json)
+    _show(done, reference, as_json=as_json)
+
+
+def _newest_base(target: Reference, remote: RemoteOptions) -> tuple[str, ...]:
+    """The newest image of the target's name, if there is any to build on."""
+    from eroseal.build.auto import newest_base
+    from eroseal.store.reference import FileReference
+
+    if isinstance(target, FileReference):
+        raise UsageError("a single file has no base", where=str(target), hint="build into a store: dir:PATH:NAME")
+    found = newest_base(target, remote)
+    output.note("no base found: all chunks are new" if found is None else f"base: {found}")
+    return () if found is None else (found,)
 
 
 def _record(signing: Signing) -> MakeRecord | None:
@@ -152,11 +199,9 @@ def _record(signing: Signing) -> MakeRecord | None:
     return record
 
 
-def _show(done: BuildResult, reference: Reference, options: BuildOptions, *, as_json: bool) -> None:
+def _show(done: BuildResult, reference: Reference, *, as_json: bool) -> None:
     from eroseal.report.digest import BlobEntry, BuildDocument
     from eroseal.report.document import size_text
-    from eroseal.store.local import LocalStore
-    from eroseal.store.reference import StoreReference
 
     if not as_json:
         output.note(
@@ -166,7 +211,6 @@ def _show(done: BuildResult, reference: Reference, options: BuildOptions, *, as_
         )
         output.result(str(done.image))
         return
-    store = LocalStore(reference.store, durable=options.durable) if isinstance(reference, StoreReference) else None
     entries = [
         BlobEntry(
             digest=str(blob.digest),
@@ -174,7 +218,7 @@ def _show(done: BuildResult, reference: Reference, options: BuildOptions, *, as_
             data_size=blob.data_size,
             root_hash=blob.root_hash.hex(),
             size=blob.size,
-            path=str(reference if store is None else store.blob_path(blob.digest)),
+            path=_path(reference, blob.digest),
         )
         for blob in done.blobs
     ]
@@ -189,6 +233,16 @@ def _show(done: BuildResult, reference: Reference, options: BuildOptions, *, as_
             seconds=round(done.seconds, 6),
         )
     )
+
+
+def _path(reference: Reference, digest: Digest) -> str | msgspec.UnsetType:
+    """Where a blob lies, if that is on this machine."""
+    from eroseal.store.local import LocalStore
+    from eroseal.store.reference import FileReference, StoreReference
+
+    if isinstance(reference, StoreReference):
+        return str(LocalStore(reference.store).blob_path(digest))
+    return str(reference) if isinstance(reference, FileReference) else msgspec.UNSET
 
 
 def _check_apart(source: str, target: Reference) -> None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import secrets
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.support.oci import Json, Place, layout_place, manifest_of, put_changed, registry_place
 from tests.support.registry import Registry
 from tests.support.stores import Sample, fill, publish, publish_stack, sample_blob, sample_image
 from tests.unit.store_samples import meta_region, sealed_bytes, signature
@@ -28,39 +26,15 @@ from eroseal.format.annex import encode_annex
 from eroseal.format.digest import Digest
 from eroseal.readat import BytesAt
 from eroseal.store.document import BlobInfo, ImageDocument
-from eroseal.store.oci.documents import OCI_INDEX, OCI_MANIFEST, Descriptor
+from eroseal.store.oci.documents import OCI_INDEX, Descriptor
 from eroseal.store.oci.layout import LayoutRepository
 from eroseal.store.oci.registry import RegistryRepository
-from eroseal.store.oci.repository import Repository
 from eroseal.store.oci.store import OciStore
-from eroseal.store.remote import RemoteOptions
 from eroseal.trust.image import open_blob
 from eroseal.trust.scan import scan_blob
 
-Json = dict[str, Any]
 # Started before the first test, or that test would be told that it left it behind.
 pytestmark = pytest.mark.usefixtures("registry")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A fresh repository.
-
-    Args:
-        make: opens it, as often as a test likes.
-        file: the file in which content lies, for tests that damage it.
-        opened: what the test opened, closed at its end.
-    """
-
-    make: Callable[[], Repository]
-    file: Callable[[str], Path]
-    opened: contextlib.ExitStack
-
-    def open(self) -> Repository:
-        return self.opened.enter_context(self.make())
-
-    def store(self, *, compress: bool = False) -> OciStore:
-        return OciStore(self.open(), architecture="amd64", compress=compress)
 
 
 @pytest.fixture(params=["layout", "registry"])
@@ -70,18 +44,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
             yield layout_place(tmp_path / "layout", opened)
         else:
             yield registry_place(request.getfixturevalue("registry"), opened)
-
-
-def layout_place(path: Path, opened: contextlib.ExitStack) -> Place:
-    def blob_file(digest: str) -> Path:
-        return path / "blobs" / digest.replace(":", "/")
-
-    return Place(lambda: LayoutRepository(path, create=True, durable=False), blob_file, opened)
-
-
-def registry_place(server: Registry, opened: contextlib.ExitStack) -> Place:
-    name = f"oci-{secrets.token_hex(6)}"
-    return Place(lambda: RegistryRepository(server.host, name, RemoteOptions(attempts=2)), server.blob_file, opened)
 
 
 @pytest.fixture
@@ -103,18 +65,6 @@ def read_whole(store: OciStore, digest: Digest) -> bytes:
 
 def oci_digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def manifest_of(repository: Repository, name: str) -> Json:
-    found: Json = json.loads(repository.manifest(name)[0])
-    return found
-
-
-def put_changed(repository: Repository, name: str, new: str, change: Callable[[Json], object]) -> None:
-    """Store a copy of a manifest in which something is different."""
-    manifest = manifest_of(repository, name)
-    change(manifest)
-    repository.put_manifest(json.dumps(manifest).encode(), OCI_MANIFEST, tag=new)
 
 
 # There and back

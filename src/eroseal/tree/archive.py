@@ -78,7 +78,8 @@ def read_archive(
             progress(len(piece))
 
     stream = decompressed(pieces, name=name)
-    cursor = Cursor(stream, seen if tap is not None or progress is not None else None)
+    # umoci's `insert` ends layers right behind the last member's content.
+    cursor = Cursor(stream, seen if tap is not None or progress is not None else None, unpadded=container)
     reader = _Reader(cursor, Spool(spool, name), source=source, container=container)
     try:
         return reader.run(name)
@@ -167,7 +168,8 @@ class _Reader:
             raise FormatError(f"{stored} bytes of content, but {MAX_ARCHIVE_FILE} are allowed")
         place = self._names.place(name)
         if place is None:
-            self._cursor.skip(stored + -stored % tar.BLOCK)
+            self._cursor.skip(stored)
+            self._cursor.skip_padding(stored)
             return
         inode.mode |= stat.S_IFREG
         inode.size = stored if sparse is None else sparse.size
@@ -183,7 +185,7 @@ class _Reader:
         else:
             offset = self._spool.reserve(stored)
             self._copy(stored, offset)
-            self._cursor.skip(-stored % tar.BLOCK)
+            self._cursor.skip_padding(stored)
         content = Content(self._source, offset) if inode.size else None
         self._names.put(*place, Node(inode, content))
 
@@ -202,7 +204,7 @@ class _Reader:
         start = self._spool.reserve(sparse.size)
         for offset, length in pieces:
             self._copy(length, start + offset)
-        self._cursor.skip(-left % tar.BLOCK)
+        self._cursor.skip_padding(left)
         return start
 
     def _old_map(self, block: bytes) -> Sparse:

@@ -26,6 +26,10 @@ _NO_NAMES: Final = frozenset({b"", b".", b".."})
 _RELATIVE: Final = "archive relative names: tar does so without -P"
 
 
+class _ThroughFileError(FormatError):
+    """A path leads through something that is no directory."""
+
+
 class Names:
     """Builds the tree of one layer.
 
@@ -61,7 +65,12 @@ class Names:
         head, _, leaf = (name[:-1] if name.endswith(b"/") else name).rpartition(b"/")
         if leaf in _NO_NAMES:
             head, leaf = _split(name)
-        parent = self._parent if head == self._head else self._enter(head)
+        try:
+            parent = self._parent if head == self._head else self._enter(head)
+        except _ThroughFileError:
+            if self._container and leaf.startswith(WHITEOUT_PREFIX):
+                return None  # umoci writes these: what it takes away went with the directory that the file replaced
+            raise
         if parent is None:
             return None
         if len(leaf) > MAX_NAME_LEN:
@@ -139,6 +148,7 @@ class Names:
                 children[name] = WHITEOUT
             elif node.children is not None:
                 node.opaque = True
+                node.implicit = False  # what the lower layers say of a directory that goes does not matter
         return self.root
 
     # --- paths ----------------------------------------------------------------------------------
@@ -159,7 +169,7 @@ class Names:
                 child = children[part] = implicit_directory()
             elif child.children is None:
                 kind = "the symlink" if stat.S_ISLNK(child.inode.mode) else "the file"
-                raise FormatError(f"goes through {kind} {_show(part)}, which is no directory")
+                raise _ThroughFileError(f"goes through {kind} {_show(part)}, which is no directory")
             node = child
         self._head, self._parent = head, node
         return node

@@ -26,11 +26,15 @@ class Cursor:
     Args:
         pieces: the stream.
         seen: called with every piece as it arrives.
+        unpadded: the stream may end right behind a member's content, without its padding.
     """
 
-    __slots__ = ("_at", "_data", "_ended", "_pieces", "_seen", "_taken")
+    __slots__ = ("_at", "_data", "_ended", "_pieces", "_seen", "_taken", "_unpadded")
 
-    def __init__(self, pieces: Iterable[bytes], seen: Callable[[bytes], None] | None) -> None:
+    def __init__(
+        self, pieces: Iterable[bytes], seen: Callable[[bytes], None] | None, *, unpadded: bool = False
+    ) -> None:
+        self._unpadded = unpadded
         self._pieces: Iterator[bytes] = iter(pieces)
         self._seen = seen
         self._data = b""
@@ -70,7 +74,9 @@ class Cursor:
             self._refill(padded - start)
             start, end, padded = 0, length, padded - start
             if padded > len(self._data):
-                raise _truncated(self.position + len(self._data))
+                if end > len(self._data) or not self._unpadded:
+                    raise _truncated(self.position + len(self._data))
+                padded = len(self._data)
         self._at = padded
         return self._data[start:end]
 
@@ -80,11 +86,8 @@ class Cursor:
         Raises:
             FormatError: the stream has ended.
         """
-        if self._at >= len(self._data):
-            self._taken += self._at
-            self._data, self._at = self._next(), 0
-            if not self._data:
-                raise _truncated(self.position)
+        if self._at_end():
+            raise _truncated(self.position)
         view = memoryview(self._data)[self._at : self._at + limit]
         self._at += len(view)
         return view
@@ -93,6 +96,18 @@ class Cursor:
         """Pass over bytes."""
         while length:
             length -= len(self.ready(length))
+
+    def skip_padding(self, length: int) -> None:
+        """Pass over what fills the last block of a content of `length` bytes."""
+        left = -length % BLOCK
+        while left and not (self._unpadded and self._at_end()):
+            left -= len(self.ready(left))
+
+    def _at_end(self) -> bool:
+        if self._at >= len(self._data):
+            self._taken += self._at
+            self._data, self._at = self._next(), 0
+        return not self._data
 
     def drain(self, limit: int) -> None:
         """Read to the end of the stream.

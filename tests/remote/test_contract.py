@@ -14,6 +14,7 @@ from tests.support.stores import (
     FOLLOWS,
     KINDS,
     LISTS,
+    NATIVE,
     SERVERS,
     WRITES,
     Harness,
@@ -99,7 +100,7 @@ class Shifty:
 # Blobs
 
 
-@kinds(WRITES)
+@kinds(WRITES, NATIVE)
 def test_a_blob_goes_in_and_comes_out(harness: Harness) -> None:
     digest, blob = sample_blob(1)
     assert not harness.store.has_blob(digest)
@@ -189,7 +190,7 @@ def test_a_source_that_ends_early_or_changes_leaves_nothing(store: Store) -> Non
             assert source.read_at(0, source.size) == blob
 
 
-@kinds(WRITES, LISTS)
+@kinds(WRITES, LISTS, NATIVE)
 def test_blobs_are_listed_in_order_and_deleted(store: Store) -> None:
     digests = sorted((sample_blob(seed)[0] for seed in range(1, 9)), key=lambda digest: digest.hex)
     for seed in range(1, 9):
@@ -241,7 +242,7 @@ def test_names_that_cannot_be_are_refused(store: Store) -> None:
 # Images
 
 
-@kinds()
+@kinds(NATIVE)
 def test_an_image_comes_back_with_its_record(harness: Harness) -> None:
     sample = sample_image((1, 2))
     record = [signature("first"), signature("second")]
@@ -262,7 +263,7 @@ def test_a_stack_comes_back_with_its_record(harness: Harness) -> None:
     assert harness.store.image("stacked") == (document, [signature("all")])
 
 
-@kinds(WRITES, LISTS)
+@kinds(WRITES, LISTS, NATIVE)
 def test_images_are_listed_and_deleted(store: Store) -> None:
     assert store.list_images() == []
     sample = sample_image()
@@ -282,7 +283,7 @@ def test_images_are_listed_and_deleted(store: Store) -> None:
     assert store.image("alpha") == (sample.document, [])
 
 
-@kinds(WRITES, LISTS)
+@kinds(WRITES, LISTS, NATIVE)
 def test_an_image_without_its_blobs_is_refused(store: Store) -> None:
     sample = sample_image((1, 2))
     for replace in (False, True):
@@ -295,7 +296,7 @@ def test_an_image_without_its_blobs_is_refused(store: Store) -> None:
     assert store.list_images() == []
 
 
-@kinds(WRITES, LISTS)
+@kinds(WRITES, LISTS, NATIVE)
 def test_a_document_with_other_sizes_is_refused(store: Store) -> None:
     sample = sample_image((1,))
     fill(store, sample)
@@ -317,7 +318,7 @@ def test_a_name_that_is_taken_is_refused(store: Store) -> None:
         assert store.image("app") == (old, [signature("old")])
 
 
-@kinds(WRITES)
+@kinds(WRITES, NATIVE)
 def test_an_image_takes_another_ones_place_with_its_record(store: Store) -> None:
     publish(store, "app", sample_image((1,)), [signature("old")])
     new = publish(store, "app", sample_image((2,), 1), [signature("new")], replace=True)
@@ -330,7 +331,7 @@ def test_an_image_takes_another_ones_place_with_its_record(store: Store) -> None
     assert store.image("app") == (bare, [])
 
 
-@kinds(WRITES)
+@kinds(WRITES, NATIVE)
 def test_a_record_changes_alone(harness: Harness) -> None:
     store = harness.store
     document = publish(store, "app", sample_image())
@@ -464,7 +465,7 @@ def test_documents_and_records_are_never_mixed(harness: Harness) -> None:
     assert all(found in pairs for found in seen)
 
 
-@kinds(WRITES, LISTS)
+@kinds(WRITES, LISTS, NATIVE)
 def test_one_blob_may_arrive_from_several_sides(harness: Harness) -> None:
     digest, blob = sample_blob(2, blocks=40)
     stores = [harness.again() for _ in range(4)]

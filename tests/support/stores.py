@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from tests.support.oci import layout_place, registry_place
 from tests.support.s3 import s3_store
 from tests.unit.store_samples import data_region, meta_region, sealed_bytes
 
@@ -33,6 +34,8 @@ LISTS = "lists"
 """Can tell what it has."""
 EXCLUDES = "excludes"
 """Of two that publish one new name at the same time, exactly one succeeds; no update of a record is lost."""
+NATIVE = "native"
+"""Blobs need no image to be found, listed and deleted; each name has a record and sizes of its own."""
 FOLLOWS = "follows"
 """While an image is replaced, readers get the old document with its record, or the new one with its own."""
 
@@ -67,7 +70,7 @@ class Kind:
     promises: frozenset[str] = field(default_factory=frozenset)
 
 
-SERVERS = ("s3_server", "web_server")
+SERVERS = ("registry", "s3_server", "web_server")
 """Fixtures of whole sessions that the kinds need; a module that uses `kinds` asks for them before its tests begin."""
 
 
@@ -102,10 +105,25 @@ def _web(request: pytest.FixtureRequest, place: Path) -> Iterator[Harness]:
         yield harness
 
 
+@contextlib.contextmanager
+def _layout(request: pytest.FixtureRequest, place: Path) -> Iterator[Harness]:
+    with contextlib.ExitStack() as opened, _harness(layout_place(place / "layout", opened).store) as harness:
+        yield harness
+
+
+@contextlib.contextmanager
+def _registry(request: pytest.FixtureRequest, place: Path) -> Iterator[Harness]:
+    server = request.getfixturevalue("registry")
+    with contextlib.ExitStack() as opened, _harness(registry_place(server, opened).store) as harness:
+        yield harness
+
+
 KINDS: list[Kind] = [
-    Kind("directory", _directory, frozenset({WRITES, LISTS, EXCLUDES, FOLLOWS})),
-    Kind("s3", _s3, frozenset({WRITES, LISTS, EXCLUDES, FOLLOWS})),
-    Kind("web", _web, frozenset({FOLLOWS})),
+    Kind("directory", _directory, frozenset({WRITES, LISTS, EXCLUDES, FOLLOWS, NATIVE})),
+    Kind("s3", _s3, frozenset({WRITES, LISTS, EXCLUDES, FOLLOWS, NATIVE})),
+    Kind("web", _web, frozenset({FOLLOWS, NATIVE})),
+    Kind("layout", _layout, frozenset({WRITES, LISTS, FOLLOWS})),
+    Kind("registry", _registry, frozenset({WRITES, LISTS, FOLLOWS})),
 ]
 
 

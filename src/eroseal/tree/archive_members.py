@@ -138,9 +138,7 @@ class Members:
             if self._pax is not None:
                 raise FormatError("two PAX headers for one member")
             self._pax = parse_attributes(data)
-        elif kind in self._long:
-            raise FormatError("two long names for one member")
-        else:
+        else:  # a later one counts: bsdtar leaves one behind for each member that it then gives up
             self._long[kind] = data.partition(b"\0")[0]
 
     def _amended(self, header: Header) -> tuple[Header, Extra]:

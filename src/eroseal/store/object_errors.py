@@ -52,7 +52,9 @@ def store_error(error: Exception, where: str, scheme: str) -> ErosealError:
         return AccessError("no credentials for this object store", where=where, hint=NO_CREDENTIALS[scheme])
     code, status = _CODE.search(text), _STATUS.search(text)
     said = ", ".join(found[1] for found in (status, code) if found is not None)
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+    # Listings that are refused are no errors of their own kind.
+    refused = status is not None and status[1] in ("401", "403")
+    if refused or isinstance(error, PermissionDeniedError | UnauthenticatedError):
         hint = "check the credentials, and what they may do"
         return AccessError(f"the object store refuses access ({said})", where=where, hint=hint)
     if said:

@@ -182,6 +182,7 @@ class ObjectKeys:
                 hint="build the image with smaller blobs",
             )
         stop = threading.Event()
+        told = progress or (lambda _: None)
 
         def parts() -> Iterator[bytes]:
             for offset in range(0, size, part):
@@ -189,12 +190,15 @@ class ObjectKeys:
                     raise TransferStopped("stopped")
                 data = source.read_at(offset, min(part, size - offset))
                 yield data
-                if progress is not None:
-                    progress(len(data))
+                told(len(data))
 
         in_flight = max(1, min(self._parallel, -(-size // part), MAX_UPLOAD_MEMORY // part))
 
         def write(client: ObjectStore) -> bool:
+            if size <= part:
+                obstore.put(client, self._root + key, source.read_at(0, size), use_multipart=False)
+                told(size)
+                return True
             # An error of the iterator takes the parts back that went up before; nothing appears under the name.
             obstore.put(client, self._root + key, parts(), chunk_size=part, max_concurrency=in_flight)
             return True

@@ -20,7 +20,7 @@ from eroseal.image.reader import ImageReader
 from eroseal.report import usage as usage_module
 from eroseal.report.diff import Diff, _order, diff_document, diff_images, diff_lines
 from eroseal.report.document import to_json
-from eroseal.report.usage import Ranges, blob_keys
+from eroseal.report.usage import Ranges
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_bare_images_share_nothing_that_could_be_known(images: Images, tree: Pat
     assert diff.shared_bytes == 0
     assert diff.new_bytes > 0
     assert diff.new_blobs == ()
-    assert all(isinstance(key, tuple) for key in blob_keys(images.bare(result)))
+    assert all(isinstance(key, tuple) for key in images.bare(result).blob_keys)
 
 
 def test_holes_equal_stored_zeros(images: Images, tmp_path: Path) -> None:

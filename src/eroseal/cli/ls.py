@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from eroseal.cli.trust import Trust, trust_options
 
 if TYPE_CHECKING:
     from eroseal.image.inode import Inode
-    from eroseal.image.reader import ImageReader
+    from eroseal.image.view import TreeView
     from eroseal.report.listing import LsEntry
     from eroseal.store.remote import RemoteOptions
 
@@ -58,7 +57,7 @@ def command(
             entries = [_entry(reader, start.strip(b"/") if as_json else start or b"/", inode)]
         else:
             above = _relative(start) if as_json else b""
-            below = _below(reader, inode) if recursive else _in(reader, inode)
+            below = reader.below(inode) if recursive else reader.children(inode)
             entries = [_entry(reader, above + name, child) for name, child in below]
     if as_json:
         output.document(LsDocument(entries=entries))
@@ -73,33 +72,7 @@ def _relative(path: bytes) -> bytes:
     return b"".join(name + b"/" for name in names)
 
 
-def _entry(reader: ImageReader, path: bytes, inode: Inode) -> LsEntry:
+def _entry(reader: TreeView, path: bytes, inode: Inode) -> LsEntry:
     from eroseal.report.listing import ls_entry
 
     return ls_entry(path, inode, target=reader.readlink(inode) if inode.is_symlink else None)
-
-
-def _in(reader: ImageReader, directory: Inode) -> Iterator[tuple[bytes, Inode]]:
-    for entry in reader.entries(directory):
-        yield entry.name, reader.inode(entry.nid)
-
-
-def _below(reader: ImageReader, directory: Inode) -> Iterator[tuple[bytes, Inode]]:
-    """All below a directory, each directory before what is in it; a cycle ends it with FormatError."""
-    from eroseal.image.guard import TreeGuard
-
-    guard = TreeGuard(reader.metadata_size)
-    guard.enter(directory, b"", 0)
-    stack = [(b"", _in(reader, directory))]
-    while stack:
-        prefix, entries = stack[-1]
-        for name, inode in entries:
-            path = prefix + name
-            guard.name(path)
-            yield path, inode
-            if inode.is_dir:
-                guard.enter(inode, path, len(stack))
-                stack.append((path + b"/", _in(reader, inode)))
-                break
-        else:
-            stack.pop()

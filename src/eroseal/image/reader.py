@@ -3,8 +3,8 @@
 Strategy: nothing is read ahead and nothing is trusted. The superblock and the device table are read once;
 everything else is found from an inode number when it is asked for, through a bounded cache of metadata. Every
 offset and count is held against the blob that it points into before it is used. What cannot be judged locally
-(cycles, names of inodes) is judged by the traversals: `walk` here, and the whole-image check of
-eroseal.image.check.
+(cycles, names of inodes) is judged by the traversals: `walk` of eroseal.image.view, and the whole-image check
+of eroseal.image.check.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from eroseal.errors import FormatError, NotFoundError, UnsupportedError, UsageError
+from eroseal.errors import FormatError, UnsupportedError, UsageError
+from eroseal.format.digest import Digest
 from eroseal.format.erofs import (
     COMPAT_PLAIN_XATTR_PFX,
     COMPAT_SHARED_EA_IN_METABOX,
     INCOMPAT_METABOX,
+    LAYOUT_FLAT_INLINE,
     NID_IN_METABOX,
     DeviceSlot,
     Superblock,
@@ -26,20 +28,20 @@ from eroseal.image.extents import IN_PLACE, DeviceMap, Extent, Piece, merged, pi
 from eroseal.image.guard import TreeGuard
 from eroseal.image.inode import Inode, decode_inode
 from eroseal.image.space import MetaSpace
+from eroseal.image.view import BlobKey, TreeView
 from eroseal.image.volume import read_devices, read_superblock
 from eroseal.image.xattrs import XattrReader
-from eroseal.limits import IO_CHUNK, MAX_SYMLINK, MAX_SYMLINK_READ
+from eroseal.limits import IO_CHUNK, MAX_SYMLINK_READ
+from eroseal.trust.blob import SelfConsistentBlob
 from eroseal.trust.image import UnverifiedImage, VerifiedImage
 
 __all__ = ["DirEntry", "Extent", "ImageReader", "Inode"]
 
-MAX_SYMLINKS: Final = 40
-"""Symlinks followed in one lookup: the kernel's MAXSYMLINKS."""
 SMALL_READ: Final = 16 << 10
 """Bytes up to which meta blob data goes through the metadata cache: inline tails lie beside their inodes."""
 
 
-class ImageReader:
+class ImageReader(TreeView):
     """Reads one image; safe to use from several threads.
 
     Args:
@@ -71,6 +73,22 @@ class ImageReader:
             shared_space=self._shared_space,
             prefix_space=self._prefix_space,
         )
+
+    @property
+    def blob_keys(self) -> tuple[BlobKey, ...]:
+        """What to call the meta blob and each data blob, in device order."""
+        meta = self.source.meta
+        if not isinstance(meta, SelfConsistentBlob):
+            return tuple((id(self), device) for device in range(1 + len(self.devices)))
+        # Tags that a checked meta blob holds are digests, and readers refuse any other blob in their place.
+        digests = (Digest.from_tag(meta.params.algorithm, slot.tag) for slot in self.devices)
+        return meta.digest, *digests
+
+    def inline_size(self, inode: Inode) -> int:
+        """Bytes of a file that lie right behind its inode."""
+        if inode.layout != LAYOUT_FLAT_INLINE or not inode.size:
+            return 0
+        return (inode.size - 1) % self.superblock.block_size + 1
 
     # --- inodes ---
     def root(self) -> Inode:
@@ -120,95 +138,41 @@ class ImageReader:
         """As `entries`, with "." and ".." where the image has them."""
         return in_order(self._blocks(directory), where=f"directory inode {directory.nid}")
 
-    def lookup(self, path: bytes, *, follow: bool = True) -> Inode:
-        """The inode at a path, symlinks resolved inside the image.
+    def children(self, directory: Inode) -> Iterator[tuple[bytes, Inode]]:
+        """The names in a directory with their inodes; see `TreeView.children`."""
+        return ((entry.name, self.inode(entry.nid)) for entry in self.entries(directory))
 
-        Args:
-            path: absolute, or relative to the root; b"" is the root.
-            follow: whether a symlink at the very end is followed too.
-
-        Raises:
-            NotFoundError: no such name, a file used as a directory, or more than 40 symlinks.
-            FormatError: the image is broken on the way.
-        """
-        trail = [self.root()]
-        todo = _components(path)
-        links = 0
-        must_be_dir = path.endswith(b"/")
-        while todo:
-            name = todo.pop()
-            if not trail[-1].is_dir:
-                raise NotFoundError("not a directory on the way", where=_show(path))
-            if name == b"..":
-                del trail[max(1, len(trail) - 1) :]
-                continue
-            child = self.inode(self._find(trail[-1], name, path))
-            if child.is_symlink and (todo or follow or must_be_dir):
-                links += 1
-                if links > MAX_SYMLINKS:
-                    raise NotFoundError(f"more than {MAX_SYMLINKS} symlinks on the way", where=_show(path))
-                target = self._short_target(child)
-                if target.startswith(b"/"):
-                    del trail[1:]
-                must_be_dir = must_be_dir or (not todo and target.endswith(b"/"))
-                todo += _components(target)
-                continue
-            trail.append(child)
-        if must_be_dir and not trail[-1].is_dir:
-            raise NotFoundError("not a directory", where=_show(path))
-        return trail[-1]
-
-    def walk(self) -> Iterator[tuple[bytes, Inode]]:
-        """Every path with its inode: the root as b"" first, then depth-first in bytewise order of names.
-
-        Hard links come as often as they are named.
-
-        Raises:
-            FormatError: the tree is broken: a cycle, a directory with two names, directories that overlap.
-        """
-        guard = TreeGuard(self.metadata_size)
-        root = self.root()
-        if not root.is_dir:
-            raise FormatError("the root is not a directory", where=f"inode {root.nid}")
-        yield b"", root
-        guard.enter(root, b"", 0)
-        stack = [(b"", self.entries(root))]
-        while stack:
-            prefix, entries = stack[-1]
-            for entry in entries:
-                path = prefix + entry.name
-                guard.name(path)
-                inode = self.inode(entry.nid)
-                yield path, inode
-                if inode.is_dir:
-                    guard.enter(inode, path, len(stack))
-                    stack.append((path + b"/", self.entries(inode)))
-                    break
+    def child(self, directory: Inode, name: bytes) -> Inode | None:
+        """The inode of one name: search the block by first names, then look through that block."""
+        where = f"directory inode {directory.nid}"
+        bits = self.superblock.blkszbits
+        block_size = self.superblock.block_size
+        low, high = 0, (directory.size + block_size - 1) >> bits
+        while high - low > 1:
+            middle = (low + high) // 2
+            block = self.read(directory, middle << bits, block_size)
+            if first_name(block, where=where) <= name:
+                low = middle
             else:
-                stack.pop()
+                high = middle
+        if high > low:
+            block = self.read(directory, low << bits, block_size)
+            for entry in in_order([parse_block(block, where=where)], where=where):
+                if entry.name == name:
+                    return self.inode(entry.nid)
+        return None
+
+    def guard(self) -> TreeGuard:
+        """What keeps a traversal short."""
+        return TreeGuard(self.metadata_size)
 
     # --- data ---
     def extents(self, inode: Inode) -> Iterator[Extent]:
-        """Where a file's bytes lie, in order and without gaps; neighbours that continue each other are one.
-
-        Raises:
-            FormatError: an extent leaves its device, or the layout is impossible.
-            UnsupportedError: the data is compressed.
-        """
+        """Where a file's bytes lie; see `TreeView.extents`."""
         return self._extents(inode, 0, inode.size if inode.has_data else 0)
 
     def read(self, inode: Inode, offset: int, length: int) -> bytes:
-        """Bytes of a file, directory or symlink: `length` of them, fewer only at its end.
-
-        Args:
-            inode: what to read; devices, fifos and sockets have no bytes.
-            offset: first byte.
-            length: bytes wanted; this much memory is used.
-
-        Raises:
-            FormatError: an extent leaves its device, or the layout is impossible.
-            UnsupportedError: the data is compressed.
-        """
+        """Bytes of a file, directory or symlink; see `TreeView.read`."""
         if offset < 0 or length < 0:
             raise UsageError(f"cannot read {length} bytes at byte {offset}")
         end = min(offset + length, inode.size if inode.has_data else 0)
@@ -216,12 +180,7 @@ class ImageReader:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def readlink(self, inode: Inode) -> bytes:
-        """The target of a symlink.
-
-        Raises:
-            UsageError: it is not a symlink.
-            FormatError: the target is longer than any system takes, or cannot be read.
-        """
+        """The target of a symlink; see `TreeView.readlink`."""
         if not inode.is_symlink:
             raise UsageError("not a symlink", where=f"inode {inode.nid}")
         if inode.size > MAX_SYMLINK_READ:
@@ -280,32 +239,6 @@ class ImageReader:
             data = self.read(directory, start, IO_CHUNK)
             for at in range(0, len(data), block_size):
                 yield parse_block(data[at : at + block_size], where=where)
-
-    def _short_target(self, link: Inode) -> bytes:
-        """A target that any system follows; longer ones would make a lookup arbitrarily slow."""
-        if link.size > MAX_SYMLINK:
-            raise FormatError(f"symlink has a target of {link.size} bytes", where=f"inode {link.nid}")
-        return self.readlink(link)
-
-    def _find(self, directory: Inode, name: bytes, path: bytes) -> int:
-        """The nid behind a name: search the block by first names, then look through that block."""
-        where = f"directory inode {directory.nid}"
-        bits = self.superblock.blkszbits
-        block_size = self.superblock.block_size
-        low, high = 0, (directory.size + block_size - 1) >> bits
-        while high - low > 1:
-            middle = (low + high) // 2
-            block = self.read(directory, middle << bits, block_size)
-            if first_name(block, where=where) <= name:
-                low = middle
-            else:
-                high = middle
-        if high > low:
-            block = self.read(directory, low << bits, block_size)
-            for entry in in_order([parse_block(block, where=where)], where=where):
-                if entry.name == name:
-                    return entry.nid
-        raise NotFoundError("no such file or directory in the image", where=_show(path))
 
     def _extents(self, inode: Inode, start: int, end: int) -> Iterator[Extent]:
         if start >= end:
@@ -384,12 +317,3 @@ class _InodeData:
 
     def read_at(self, offset: int, length: int) -> bytes:
         return self._read(self._inode, offset, length)
-
-
-def _components(path: bytes) -> list[bytes]:
-    """The names of a path, last first, as a stack to pop from."""
-    return [name for name in reversed(path.split(b"/")) if name not in (b"", b".")]
-
-
-def _show(path: bytes) -> str:
-    return path.decode(errors="backslashreplace")

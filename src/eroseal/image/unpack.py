@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from eroseal.errors import FormatError
 from eroseal.image.inode import Inode
-from eroseal.image.reader import ImageReader
 from eroseal.image.unpack_confine import Directory, Target, proc_path
 from eroseal.image.unpack_data import MAX_JOBS, OpenFile, Writers
 from eroseal.image.unpack_restore import (
@@ -25,6 +24,7 @@ from eroseal.image.unpack_restore import (
     output_error,
     restore,
 )
+from eroseal.image.view import TreeView
 
 Progress = Callable[[int, int], None]
 """Called now and then with the entries made so far and the bytes written so far."""
@@ -54,7 +54,7 @@ class UnpackResult:
 
 
 def unpack(
-    reader: ImageReader,
+    reader: TreeView,
     target: str | bytes | os.PathLike[str],
     *,
     as_root: bool | None = None,
@@ -107,7 +107,7 @@ def unpack(
 class _Unpacking:
     def __init__(
         self,
-        reader: ImageReader,
+        reader: TreeView,
         target: str | bytes | os.PathLike[str],
         rules: Rules,
         jobs: int,

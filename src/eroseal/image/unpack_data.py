@@ -16,8 +16,8 @@ from typing import Final
 
 from eroseal.format.erofs import LAYOUT_FLAT_INLINE
 from eroseal.image.inode import Inode
-from eroseal.image.reader import ImageReader
 from eroseal.image.unpack_restore import output_error
+from eroseal.image.view import TreeView
 from eroseal.limits import IO_CHUNK
 
 MAX_JOBS: Final = 16
@@ -80,7 +80,7 @@ class Writers:
         jobs: number of threads; 1 = none.
     """
 
-    def __init__(self, reader: ImageReader, complete: Callable[[OpenFile], None], jobs: int) -> None:
+    def __init__(self, reader: TreeView, complete: Callable[[OpenFile], None], jobs: int) -> None:
         self._reader = reader
         self._complete = complete
         self._jobs = jobs
@@ -166,7 +166,7 @@ class Writers:
         file.close()
 
 
-def _segments(reader: ImageReader, inode: Inode) -> Iterator[list[Run]]:
+def _segments(reader: TreeView, inode: Inode) -> Iterator[list[Run]]:
     """A file's bytes that are not holes, in lists of bounded length."""
     runs: list[Run] = []
     room = SEGMENT_BYTES

@@ -14,10 +14,10 @@ from eroseal.crypto.blocks import is_zero
 from eroseal.format.digest import Digest
 from eroseal.image.extents import Extent
 from eroseal.image.inode import Inode
-from eroseal.image.reader import ImageReader
+from eroseal.image.view import BlobKey, TreeView
 from eroseal.limits import IO_CHUNK
 from eroseal.report.document import Document, path_text, shown, size_text
-from eroseal.report.usage import BlobKey, Usage
+from eroseal.report.usage import Usage
 
 Kind = Literal["added", "removed", "changed"]
 Aspect = Literal["type", "content", "target", "device", "mode", "owner", "mtime", "xattrs", "links"]
@@ -57,7 +57,7 @@ class Diff:
     new_blobs: tuple[Digest, ...]
 
 
-def diff_images(a: ImageReader, b: ImageReader) -> Diff:
+def diff_images(a: TreeView, b: TreeView) -> Diff:
     """Compare two images.
 
     Args:
@@ -77,7 +77,7 @@ def diff_images(a: ImageReader, b: ImageReader) -> Diff:
 
 
 class _Comparison:
-    def __init__(self, a: ImageReader, b: ImageReader) -> None:
+    def __init__(self, a: TreeView, b: TreeView) -> None:
         self._a, self._b = a, b
         self.usage_a, self.usage_b = Usage(a), Usage(b)
         self.unchanged = 0
@@ -158,7 +158,7 @@ class _Comparison:
         return self._a.read(first, at, size) == self._b.read(second, at, size)
 
 
-def _side_by_side(a: ImageReader, b: ImageReader) -> Iterator[tuple[bytes, Inode | None, Inode | None]]:
+def _side_by_side(a: TreeView, b: TreeView) -> Iterator[tuple[bytes, Inode | None, Inode | None]]:
     """All paths of two images with their inodes: both walks merged."""
     walk_a, walk_b = a.walk(), b.walk()
     first, second = next(walk_a, None), next(walk_b, None)
@@ -195,7 +195,7 @@ def _aligned(xs: Iterator[Extent], ys: Iterator[Extent]) -> Iterator[tuple[int, 
         at = end
 
 
-def _place(keys: list[BlobKey], extent: Extent, offset: int) -> tuple[BlobKey, int] | None:
+def _place(keys: tuple[BlobKey, ...], extent: Extent, offset: int) -> tuple[BlobKey, int] | None:
     """Where a file's byte `offset` lies; None in a hole."""
     if extent.device is None:
         return None

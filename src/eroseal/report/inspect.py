@@ -225,8 +225,7 @@ class _Survey:
                 self._usage.add(extent)
         except UnsupportedError:
             self._compressed += inode.size
-        if inode.layout == erofs.LAYOUT_FLAT_INLINE and inode.size:
-            self._inline += (inode.size - 1) % self._reader.superblock.block_size + 1
+        self._inline += self._reader.inline_size(inode)
 
     def devices(self) -> list[DeviceEntry]:
         sizes = [self._reader.source.meta.size, *(device.size for device in self._reader.source.devices)]

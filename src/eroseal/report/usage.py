@@ -8,28 +8,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from eroseal.format.digest import Digest
 from eroseal.image.extents import Extent
 from eroseal.image.guard import NidSet
 from eroseal.image.inode import Inode
-from eroseal.image.reader import ImageReader
-from eroseal.trust.blob import SelfConsistentBlob
-
-BlobKey = Digest | tuple[int, int]
-"""A digest, or the reader's identity and the device's number for a blob that nothing names."""
+from eroseal.image.view import BlobKey, TreeView
 
 _COMPACT_AT: Final = 1 << 16
 """Ranges that are collected before duplicates among them are looked for."""
-
-
-def blob_keys(reader: ImageReader) -> list[BlobKey]:
-    """What to call the meta blob and each data blob of an image, in device order."""
-    meta = reader.source.meta
-    if not isinstance(meta, SelfConsistentBlob):
-        return [(id(reader), device) for device in range(1 + len(reader.devices))]
-    # Tags that a checked meta blob holds are digests, and readers refuse any other blob in their place.
-    digests = [Digest.from_tag(meta.params.algorithm, slot.tag) for slot in reader.devices]
-    return [meta.digest, *digests]
 
 
 class Ranges:
@@ -108,8 +93,8 @@ class Usage:
         reader: of the image.
     """
 
-    def __init__(self, reader: ImageReader) -> None:
-        self.keys = blob_keys(reader)
+    def __init__(self, reader: TreeView) -> None:
+        self.keys = reader.blob_keys
         self.blobs: dict[BlobKey, Ranges] = {}
         self.logical_bytes = 0
         self.hole_bytes = 0

@@ -30,8 +30,10 @@ def tries(attempts: int) -> Iterator[AbstractContextManager[None]]:
     """
     import stamina  # noqa: PLC0415 - most commands speak to no server
 
-    # What is scheduled is logged there; without a handler Python would write it to standard error.
-    logging.getLogger("stamina").addHandler(logging.NullHandler())
+    logger = logging.getLogger("stamina")
+    if not logger.handlers:
+        # What is scheduled is logged there; without a handler Python would write it to standard error.
+        logger.addHandler(logging.NullHandler())
     return iter(
         stamina.retry_context(
             _may_pass,

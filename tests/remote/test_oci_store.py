@@ -304,11 +304,12 @@ def test_an_index_gives_the_image_for_the_architecture(place: Place) -> None:
     erofs = entry(architecture="amd64", os="linux", **{"os.features": ["erofs"]})
     plain = {**entry(architecture="amd64", os="linux"), "digest": own.digest}
     other = entry(architecture="arm64", os="linux", **{"os.features": ["erofs"]})
-    store.repository.put_manifest(index(plain, other, erofs), OCI_INDEX, tag="many")
-    store.repository.put_manifest(index(plain, other), OCI_INDEX, tag="none")
+    windows = entry(architecture="amd64", os="windows", **{"os.features": ["erofs"]})
+    store.repository.put_manifest(index(plain, other, windows, erofs), OCI_INDEX, tag="many")
+    store.repository.put_manifest(index(plain, other, windows), OCI_INDEX, tag="none")
     assert store.image("many") == (document, [])
     assert store.list_images() == ["app", "many"]
-    with pytest.raises(UnsupportedError, match="an index without an EROFS image for amd64"):
+    with pytest.raises(UnsupportedError, match="an index without an EROFS image for linux/amd64"):
         store.image("none")
 
 

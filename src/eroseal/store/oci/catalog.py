@@ -49,6 +49,7 @@ from eroseal.trust.image import open_self_consistent_image
 
 REQUESTS: Final = 8
 """Manifests that are asked for at once."""
+_OS: Final = "linux"
 # Tags that stand for referrers (distribution specification) or signatures of other tools, not for images.
 _DERIVED: Final = re.compile(r"sha(?:256|512)-[0-9a-f]{64,128}(?:\..*)?", re.ASCII)
 
@@ -149,10 +150,10 @@ class Catalog:
             platform = entry.platform
             if entry.media_type not in MANIFESTS or platform is None or FEATURE not in platform.os_features:
                 continue
-            if platform.architecture == self._architecture:
+            if (platform.os, platform.architecture) == (_OS, self._architecture):
                 return self._repository.manifest(entry.digest)
         raise UnsupportedError(
-            f"an index without an EROFS image for {self._architecture}",
+            f"an index without an EROFS image for {_OS}/{self._architecture}",
             where=self._place(name),
             hint="name the image's own tag or digest, or build a sealed image from it",
         )

@@ -166,8 +166,10 @@ def extract(tar: str, archive: bytes, target: Path, below: Path) -> None:
             os.setxattr(mark.parent, "trusted.overlay.opaque", b"y")
         elif hidden.is_dir() and not hidden.is_symlink():
             os.setxattr(hidden, "trusted.overlay.opaque", b"y")
-        elif not os.path.lexists(hidden) and os.path.lexists(below / hidden.relative_to(target)):
-            os.mknod(hidden, stat.S_IFCHR, 0)
+        elif not os.path.lexists(hidden):
+            lower = below / hidden.relative_to(target)
+            if os.path.lexists(lower) and lower.parent.resolve() == lower.parent:
+                os.mknod(hidden, stat.S_IFCHR, 0)
         os.utime(mark.parent, ns=(st.st_mtime_ns, st.st_mtime_ns))
     # Where overlayfs merges nothing, it would list whiteouts.
     for path in target.rglob("*"):

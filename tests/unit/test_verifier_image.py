@@ -94,7 +94,7 @@ def test_a_data_blob_is_no_image(make: Callable[..., Image]) -> None:
 
 def test_nobody_else_makes_a_verified_image(make: Callable[..., Image]) -> None:
     opened = make(1).open()
-    with pytest.raises(UsageError, match="made by open_image alone"):
+    with pytest.raises(UsageError, match="made by its openers alone"):
         VerifiedImage(opened.meta, opened.decision, lambda digest: Changeable(b""), token=object())
 
 

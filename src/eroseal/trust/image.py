@@ -137,8 +137,8 @@ class _Devices(Generic[_Blob]):
 class VerifiedImage:
     """An image whose meta blob is vouched for, and whose data blobs must be the ones that it names.
 
-    Made by `open_image` only. Safe for use by several threads; a context manager that lets go of the data
-    blobs.
+    Made by `open_image` and `open_named_image` only. Safe for use by several threads; a context manager that
+    lets go of the data blobs.
 
     Attributes:
         meta: the verified meta blob.
@@ -148,7 +148,7 @@ class VerifiedImage:
 
     def __init__(self, meta: VerifiedBlob, decision: TrustDecision, open_data: OpenData, *, token: object) -> None:
         if token is not _TOKEN or not isinstance(meta, VerifiedBlob):
-            raise UsageError("a verified image is made by open_image alone")
+            raise UsageError("a verified image is made by its openers alone")
         self.meta = meta
         self.devices = _verified_devices(meta)
         self.decision = decision
@@ -280,6 +280,24 @@ def open_image(
     )
     meta = VerifiedBlob(source, seal)
     return VerifiedImage(meta, decisions[0], open_data, token=_TOKEN)
+
+
+def open_named_image(
+    source: ReadAt, expected: Digest, *, decision: TrustDecision, open_data: OpenData, data_size: int | None = None
+) -> VerifiedImage:
+    """Open an image that must have a digest, because something that is trusted names it (steps 1 to 4, 6 and 7).
+
+    Args:
+        source: the sealed meta blob; the caller's to close.
+        expected: the image digest.
+        decision: why what names the image is trusted.
+        open_data: finds a data blob by its digest; called when the blob is first read.
+        data_size: D in bytes where it is known; else hints in the source are followed.
+
+    Raises:
+        IntegrityError: a step refused; names blob, offset and level.
+    """
+    return VerifiedImage(open_blob(source, expected, data_size=data_size), decision, open_data, token=_TOKEN)
 
 
 def open_self_consistent_image(

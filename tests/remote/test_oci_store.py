@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.oci import Json, Place, layout_place, manifest_of, put_changed, registry_place
+from tests.support.oci_places import Json, Place, layout_place, manifest_of, put_changed, registry_place
 from tests.support.registry import Registry
 from tests.support.stores import Sample, fill, publish, publish_stack, sample_blob, sample_image
 from tests.unit.store_samples import meta_region, sealed_bytes, signature

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.support.oci import Json, Place, layout_place, manifest_of, put_changed, registry_place
+from tests.support.oci_places import Json, Place, layout_place, manifest_of, put_changed, registry_place
 from tests.support.stores import publish, sample_blob, sample_image
 from tests.unit.store_samples import signature
 

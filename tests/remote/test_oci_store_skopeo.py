@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.oci import Place, layout_place, manifest_of, registry_place
+from tests.support.oci_places import Place, layout_place, manifest_of, registry_place
 from tests.support.program import eroseal
 from tests.support.registry import Registry
 from tests.unit.store_samples import tree

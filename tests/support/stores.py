@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tests.support.oci import layout_place, registry_place
+from tests.support.oci_places import layout_place, registry_place
 from tests.support.s3 import s3_store
 from tests.unit.store_samples import data_region, meta_region, sealed_bytes
 

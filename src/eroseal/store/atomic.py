@@ -213,6 +213,12 @@ def make_directory(directory: Path, *, durable: bool) -> None:
             sync_directory(directory.parent)
 
 
+def restore(path: Path, final: Path) -> None:
+    """Give a file its name back, unless another one has it by now; OSError passes through."""
+    with contextlib.suppress(FileExistsError):
+        _move(path, final, replace=False)
+
+
 def is_temporary(name: str) -> bool:
     """Whether a file name is one of ours for something unfinished."""
     return name.startswith(TEMPORARY_PREFIX)

@@ -8,8 +8,9 @@ Source: the OCI image specification (image-layout.md, image-index.md, annotation
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -31,7 +32,7 @@ from eroseal.store.atomic import (
 )
 from eroseal.store.layout import is_plain_file, read_small
 from eroseal.store.oci.content import check_made, digest_of, new_hash
-from eroseal.store.oci.documents import Descriptor, Manifest, edit_index, parse
+from eroseal.store.oci.documents import MANIFESTS, Descriptor, Manifest, edit_index, parse
 from eroseal.store.oci.layout_reader import INDEX, MARK, REF_NAME, VERSION, LayoutReader, Mark
 from eroseal.store.oci.referrers import artifact_descriptor
 from eroseal.store.oci.repository import Repository
@@ -85,11 +86,15 @@ class LayoutRepository(LayoutReader):
         """Store a manifest or index, also in the layout's index, by which other tools find what they must keep."""
         descriptor = Descriptor(media_type=media_type, digest=digest_of(data), size=len(data))
         self._put_manifest(descriptor, data)
+        contents = [descriptor]
+        if media_type in MANIFESTS:
+            manifest = parse(data, Manifest, where=descriptor.digest)
+            contents += [manifest.config, *manifest.layers]
         if tag is not None:
             named = msgspec.structs.replace(descriptor, annotations={REF_NAME: check_tag(tag)})
-            self._change(lambda entry: entry.annotations.get(REF_NAME) == tag, named)
+            self._change(lambda entry: entry.annotations.get(REF_NAME) == tag, named, contents)
         elif self._known(descriptor.digest) is None:
-            self._change(lambda entry: entry.digest == descriptor.digest, descriptor)
+            self._change(lambda entry: entry.digest == descriptor.digest, descriptor, contents)
         return descriptor
 
     def delete_tag(self, tag: str) -> None:
@@ -98,6 +103,8 @@ class LayoutRepository(LayoutReader):
 
     def put_blob(self, descriptor: Descriptor, source: ReadAt, *, progress: Progress | None = None) -> None:
         if self.has_blob(descriptor):
+            with contextlib.suppress(OSError):  # a collection must not find it old; nor may we touch what others own
+                os.utime(self.path / self._path(descriptor.digest), follow_symlinks=False)
             if progress is not None:
                 progress(descriptor.size)
             return
@@ -132,7 +139,7 @@ class LayoutRepository(LayoutReader):
             raise output_error(error, path, "cannot remove") from error
 
     def referrers(self, subject: str, *, artifact_type: str) -> list[Descriptor]:
-        listed = (entry for entry in self._index().manifests if entry.artifact_type == artifact_type)
+        listed = (entry for entry in self.index().manifests if entry.artifact_type == artifact_type)
         return [entry for entry in listed if self._subject(entry) == subject]
 
     def put_referrer(self, data: bytes, subject: str, *, artifact_type: str, replaces: str | None = None) -> Descriptor:
@@ -142,7 +149,8 @@ class LayoutRepository(LayoutReader):
         self._put_manifest(stored, data)
         descriptor = artifact_descriptor(data, stored, artifact_type)
         gone = {descriptor.digest, replaces}
-        self._change(lambda entry: entry.digest in gone and REF_NAME not in entry.annotations, descriptor)
+        contents = [stored, manifest.config, *manifest.layers]
+        self._change(lambda entry: entry.digest in gone and REF_NAME not in entry.annotations, descriptor, contents)
         return descriptor
 
     def __enter__(self) -> Self:
@@ -186,9 +194,15 @@ class LayoutRepository(LayoutReader):
             raise OutputError(f"a manifest of {len(data)} bytes, at most {MAX_MANIFEST} are allowed", where=self.where)
         self.put_blob(descriptor, BytesAt(data, descriptor.digest))
 
-    def _change(self, drop: Callable[[Descriptor], bool], add: Descriptor | None) -> None:
+    def _change(
+        self, drop: Callable[[Descriptor], bool], add: Descriptor | None, contents: Sequence[Descriptor] = ()
+    ) -> None:
         path = self.path / INDEX
         with exclusive_lock(self.path / LOCK_NAME):
+            # Under the lock: a collection must not take them between this look and the index's change.
+            for content in dict.fromkeys(item.digest for item in contents):
+                if not is_plain_file(self.path / self._path(content)):
+                    raise NotFoundError(f"{content} is not there", where=self.where, hint="copy the image again")
             data = edit_index(self._index_bytes(), drop=drop, add=add, where=str(path), limit=MAX_JSON_BODY)
             write_atomic(path, data, replace=True, durable=self._durable)
 

@@ -95,12 +95,12 @@ class LayoutReader:
         return data, Descriptor(media_type=media_type, digest=digest, size=len(data))
 
     def tags(self) -> list[str]:
-        names = {entry.annotations.get(REF_NAME, "") for entry in self._index().manifests}
+        names = {entry.annotations.get(REF_NAME, "") for entry in self.index().manifests}
         return sorted(name for name in names if is_tag(name))
 
     def sole(self) -> Descriptor:
         """The only thing that the index lists; raises NotFoundError for an empty index, UsageError for more."""
-        entries = {entry.digest: entry for entry in self._index().manifests}
+        entries = {entry.digest: entry for entry in self.index().manifests}
         if len(entries) != 1:
             error = UsageError if entries else NotFoundError
             raise error(f"lists {len(entries)} images", where=self.where, hint=self._known_tags())
@@ -152,7 +152,8 @@ class LayoutReader:
             raise FormatError(f"an image layout without {INDEX}", where=self.where)
         return data
 
-    def _index(self) -> Index:
+    def index(self) -> Index:
+        """What the layout lists; raises FormatError."""
         index = parse(self._index_bytes(), Index, where=self.where, limit=MAX_JSON_BODY)
         if len(index.manifests) > MAX_TAGS:
             raise FormatError(f"lists more than {MAX_TAGS} manifests", where=self.where)
@@ -160,7 +161,7 @@ class LayoutReader:
 
     def _named(self, tag: str) -> Descriptor:
         """The entry of a tag; raises NotFoundError, FormatError for several."""
-        entries = {entry.digest: entry for entry in self._index().manifests if entry.annotations.get(REF_NAME) == tag}
+        entries = {entry.digest: entry for entry in self.index().manifests if entry.annotations.get(REF_NAME) == tag}
         if len(entries) > 1:
             raise FormatError(f"several images are tagged {tag!r}", where=self.where, hint="name one by its digest")
         for entry in entries.values():
@@ -168,7 +169,7 @@ class LayoutReader:
         raise NotFoundError(f"there is no image tagged {tag!r}", where=self.where, hint=self._known_tags())
 
     def _known(self, digest: str) -> Descriptor | None:
-        return next((entry for entry in self._index().manifests if entry.digest == digest), None)
+        return next((entry for entry in self.index().manifests if entry.digest == digest), None)
 
     def _known_tags(self) -> str:
         tags = self.tags()

@@ -9,9 +9,8 @@ Source: RFC 1952 (gzip), RFC 8878 (zstd), the .xz file format 1.2.
 
 from __future__ import annotations
 
-import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Final
 
@@ -25,7 +24,7 @@ _FEED: Final = 64 << 10
 _SNIFF: Final = 10
 """Bytes that tell the formats apart."""
 _ZERO: Final = bytes(_FEED)
-_MARK: Final = 16
+_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 
 
 def compression_of(head: bytes) -> str:
@@ -39,7 +38,7 @@ def compression_of(head: bytes) -> str:
     """
     if head.startswith(b"\x1f\x8b\x08"):
         return "gzip"
-    if head.startswith(b"\x28\xb5\x2f\xfd") or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5):
+    if head.startswith(_ZSTD_MAGIC) or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5):
         return "zstd"
     if head.startswith(b"\xfd7zXZ\0"):
         return "xz"
@@ -133,26 +132,77 @@ def _gunzip(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
 
 
 # --- zstd ---------------------------------------------------------------------------------------
-class _Marked:
-    """A stream as a file, with a frame of our own behind it."""
+class _Frames:
+    """A zstd stream as a file, which is followed frame by frame: the decoder does not tell an end within a frame.
 
-    def __init__(self, pieces: Iterable[bytes], frame: bytes) -> None:
-        self._pieces = chain(filter(None, pieces), [frame])
+    What is wrong with the frames is the decoder's business.
+    """
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces = filter(None, pieces)
+        self._header = b""
+        self._wanted = 4
+        self._then: Callable[[bytes], None] = self._magic
+        self._skip = 0
+        self._checksum = 0
+
+    @property
+    def between(self) -> bool:
+        """Whether what was read ends where a frame ends."""
+        return self._then == self._magic and not self._header and not self._skip
 
     def read(self, _size: int) -> bytes:
-        return next(self._pieces, b"")
+        """The next piece, whatever its size."""
+        piece = next(self._pieces, b"")
+        at, end = 0, len(piece)
+        while at < end:
+            if self._skip:
+                step = min(self._skip, end - at)
+                self._skip -= step
+            else:
+                step = min(self._wanted - len(self._header), end - at)
+                self._header += piece[at : at + step]
+                if len(self._header) == self._wanted:
+                    header, self._header = self._header, b""
+                    self._then(header)
+            at += step
+        return piece
+
+    def _expect(self, wanted: int, then: Callable[[bytes], None], *, skip: int = 0) -> None:
+        self._wanted, self._then, self._skip = wanted, then, skip
+
+    def _magic(self, magic: bytes) -> None:
+        if magic == _ZSTD_MAGIC:
+            self._expect(1, self._descriptor)
+        else:
+            self._expect(4, self._skippable)
+
+    def _skippable(self, size: bytes) -> None:
+        self._expect(4, self._magic, skip=int.from_bytes(size, "little"))
+
+    def _descriptor(self, descriptor: bytes) -> None:
+        flags = descriptor[0]
+        single = flags >> 5 & 1
+        self._checksum = 4 * (flags >> 2 & 1)
+        size_field = (single, 2, 4, 8)[flags >> 6]
+        self._expect(3, self._block, skip=(1 - single) + (0, 1, 2, 4)[flags & 3] + size_field)
+
+    def _block(self, header: bytes) -> None:
+        value = int.from_bytes(header, "little")
+        repeated = value >> 1 & 3 == 1
+        size = 1 if repeated else value >> 3
+        if value & 1:
+            self._expect(4, self._magic, skip=size + self._checksum)
+        else:
+            self._expect(3, self._block, skip=size)
 
 
 def _unzstd(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
     import zstandard  # noqa: PLC0415  # few streams need it
 
-    # The decoder does not tell an end within a frame from one between frames. A frame behind the end does: its content
-    # comes out whole only where a frame may begin. It is random, so that no stream can hold it.
-    mark = os.urandom(_MARK)
-    source = _Marked(pieces, zstandard.ZstdCompressor().compress(mark))
+    source = _Frames(pieces)
     decoder = zstandard.ZstdDecompressor(max_window_size=MAX_DECODER_MEMORY)
     reader = decoder.stream_reader(source, read_across_frames=True)  # type: ignore[arg-type]  # it needs read alone
-    held = b""
     while True:
         try:
             out = reader.read(PIECE)
@@ -160,16 +210,9 @@ def _unzstd(pieces: Iterable[bytes], name: str) -> Iterator[bytes]:
             raise _corrupt("zstd", name, error) from error
         if not out:
             break
-        if len(out) < _MARK:
-            held += out
-            continue
-        if held:
-            yield held
-        held = out
-    if not held.endswith(mark):
+        yield out
+    if not source.between:
         raise _truncated("zstd", name)
-    if len(held) > _MARK:
-        yield held[:-_MARK]
 
 
 # --- xz -----------------------------------------------------------------------------------------

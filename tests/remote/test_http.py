@@ -18,7 +18,16 @@ from tests.support.web import Handler, Server, WebServer
 from eroseal.errors import AccessError, ErosealError, FormatError, NotFoundError, RemoteError, UsageError
 from eroseal.store.http import HttpClient
 from eroseal.store.http_blob import HttpBlob
-from eroseal.store.http_rules import MAX_ERROR_TEXT, MAX_RETRY_AFTER, TransientError, clean, retry_after, shown
+from eroseal.store.http_rules import (
+    MAX_ERROR_TEXT,
+    MAX_RETRY_AFTER,
+    TransientError,
+    clean,
+    parse_address,
+    retry_after,
+    shown,
+)
+from eroseal.store.http_settings import proxy_for
 from eroseal.store.remote import RemoteOptions
 
 DATA = random.Random(1).randbytes(3 << 20)
@@ -332,9 +341,14 @@ class TestWords:
 
 
 @pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory, require_peer: Callable[[str], str]) -> Iterator[Server]:
+def tls_place(tmp_path_factory: pytest.TempPathFactory, require_peer: Callable[[str], str]) -> Path:
     place = tmp_path_factory.mktemp("tls")
     make_certificate(require_peer("openssl"), place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def tls(tls_place: Path) -> Iterator[Server]:
 
     class Hello(Handler):
         def do_GET(self) -> None:
@@ -345,7 +359,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory, require_peer: Callable[[str], 
 
     server = Server(Hello)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(place / "cert.pem", place / "key.pem")
+    context.load_cert_chain(tls_place / "cert.pem", tls_place / "key.pem")
     server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
     with server:
         yield server
@@ -369,3 +383,48 @@ def make_certificate(openssl: str, place: Path) -> None:
          "-keyout", place / "key.pem", "-out", place / "cert.pem"],
         check=True, capture_output=True,
     )  # fmt: skip
+
+
+class TestSettings:
+    def test_proxies_are_used_for_other_hosts_only(self, web: WebServer) -> None:
+        with WebServer({"http://example.test/x": b"by proxy"}) as proxy:
+            settings = {"http_proxy": proxy.host, "NO_PROXY": "other.test, .inner.test"}
+            options = RemoteOptions(tls_verify=False, attempts=1, environment=tuple(settings.items()))
+            with HttpClient(options) as client:
+                assert client.get_bytes("http://example.test/x", limit=10) == b"by proxy"
+                assert client.get_bytes(f"{web.url}/small", limit=10) == b"hello"
+                refused(RemoteError, "no such host", lambda: client.get_bytes("http://other.test/x", limit=10))
+
+    @pytest.mark.parametrize(
+        ("settings", "address", "expected"),
+        [
+            ({}, "https://h.test/", None),
+            ({"https_proxy": "p:1"}, "https://h.test/", "http://p:1"),
+            ({"HTTPS_PROXY": "https://p:1"}, "https://h.test/", "https://p:1"),
+            ({"ALL_PROXY": "p:1"}, "https://h.test/", "http://p:1"),
+            ({"HTTP_PROXY": "p:1"}, "http://h.test/", None),
+            ({"https_proxy": "p:1"}, "http://h.test/", None),
+            ({"https_proxy": "p:1", "no_proxy": "x,h.test"}, "https://h.test/", None),
+            ({"https_proxy": "p:1", "no_proxy": ".test"}, "https://h.test/", None),
+            ({"https_proxy": "p:1", "no_proxy": "test"}, "https://h.test/", None),
+            ({"https_proxy": "p:1", "no_proxy": "*"}, "https://h.test/", None),
+            ({"https_proxy": "p:1", "no_proxy": "h.test:443"}, "https://h.test/", None),
+            ({"https_proxy": "p:1", "no_proxy": "h.test:80,.test:9,est,,"}, "https://h.test/", "http://p:1"),
+            ({"https_proxy": "p:1"}, "https://localhost:5000/", None),
+        ],
+    )
+    def test_variables(self, settings: dict[str, str], address: str, expected: str | None) -> None:
+        assert proxy_for(parse_address(address), RemoteOptions(environment=tuple(settings.items()))) == expected
+
+    def test_a_proxy_that_makes_no_sense(self) -> None:
+        options = RemoteOptions(attempts=1, environment=(("https_proxy", "gopher://u:secret@p/"),))
+        with HttpClient(options) as client:
+            error = refused(UsageError, "proxy", lambda: client.get_bytes("https://h.test/", limit=1))
+        assert "secret" not in str(error)
+
+    def test_authorities_of_the_users_own(self, tls: Server, tls_place: Path) -> None:
+        options = RemoteOptions(attempts=1, environment=(("SSL_CERT_FILE", str(tls_place / "cert.pem")),))
+        with HttpClient(options) as client:
+            assert client.get_bytes(f"https://{tls.host}/", limit=10) == b"hello"
+        missing = RemoteOptions(environment=(("SSL_CERT_FILE", str(tls_place / "none.pem")),))
+        refused(UsageError, "authorities", lambda: HttpClient(missing))

@@ -1,80 +1,71 @@
-"""Repositories in OCI form for tests: real image layouts, and repositories of a real registry."""
+"""Small contents and images in OCI form."""
 
 from __future__ import annotations
 
-import contextlib
+import gzip
+import hashlib
+import io
 import json
-import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+import tarfile
 from typing import Any
 
-from tests.support.registry import Registry
-
-from eroseal.store.oci.documents import OCI_MANIFEST
-from eroseal.store.oci.layout import LayoutRepository
-from eroseal.store.oci.registry import RegistryRepository
+from eroseal.readat import BytesAt
+from eroseal.store.oci.documents import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, Descriptor
 from eroseal.store.oci.repository import Repository
-from eroseal.store.oci.store import OciStore
-from eroseal.store.remote import RemoteOptions
-
-Json = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A fresh repository.
-
-    Args:
-        make: opens it, as often as a test likes.
-        file: the file in which content lies, for tests that damage it.
-        opened: what the test opened, closed at its end.
-        name: as skopeo spells it, without a tag.
-    """
-
-    make: Callable[[], Repository]
-    file: Callable[[str], Path]
-    opened: contextlib.ExitStack
-    name: str
-
-    def open(self) -> Repository:
-        return self.opened.enter_context(self.make())
-
-    def store(self, *, compress: bool = False) -> OciStore:
-        return OciStore(self.open(), architecture="amd64", compress=compress)
+def descriptor_of(data: bytes, media_type: str = OCI_LAYER, **more: Any) -> Descriptor:
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    return Descriptor(media_type=media_type, digest=digest, size=len(data), **more)
 
 
-def layout_place(path: Path, opened: contextlib.ExitStack) -> Place:
-    """A layout, made when it is first opened."""
-
-    def blob_file(digest: str) -> Path:
-        return path / "blobs" / digest.replace(":", "/")
-
-    def make() -> Repository:
-        return LayoutRepository(path, create=True, durable=False)
-
-    return Place(make, blob_file, opened, f"oci:{path}")
+def put(repository: Repository, data: bytes, media_type: str = OCI_LAYER) -> Descriptor:
+    descriptor = descriptor_of(data, media_type)
+    repository.put_blob(descriptor, BytesAt(data))
+    return descriptor
 
 
-def registry_place(server: Registry, opened: contextlib.ExitStack) -> Place:
-    """A repository of its own in a registry."""
-    name = f"oci-{secrets.token_hex(6)}"
-
-    def make() -> Repository:
-        return RegistryRepository(server.host, name, RemoteOptions(attempts=2))
-
-    return Place(make, server.blob_file, opened, f"docker://{server.host}/{name}")
-
-
-def manifest_of(repository: Repository, name: str) -> Json:
-    """A manifest, decoded."""
-    found: Json = json.loads(repository.manifest(name)[0])
-    return found
+def layer_tar(**files: bytes) -> bytes:
+    """A tar archive with these files."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
 
 
-def put_changed(repository: Repository, name: str, new: str, change: Callable[[Json], object]) -> None:
-    """Store a copy of a manifest in which something is different."""
-    manifest = manifest_of(repository, name)
-    change(manifest)
-    repository.put_manifest(json.dumps(manifest).encode(), OCI_MANIFEST, tag=new)
+def plain(descriptor: Descriptor) -> dict[str, Any]:
+    return {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
+
+
+def put_image(
+    repository: Repository,
+    *tars: bytes,
+    tag: str | None = None,
+    platform: tuple[str, str, str] = ("linux", "amd64", ""),
+    **fields: Any,
+) -> Descriptor:
+    """An image of these layers, compressed with gzip; `fields` replace those of its manifest."""
+    os_name, architecture, variant = platform
+    config = {
+        "os": os_name,
+        "architecture": architecture,
+        "variant": variant,
+        "config": {"Env": ["A=1"]},
+        "rootfs": {"type": "layers", "diff_ids": [descriptor_of(tar).digest for tar in tars]},
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": plain(put(repository, json.dumps(config).encode(), OCI_CONFIG)),
+        "layers": [plain(put(repository, gzip.compress(tar, 1), f"{OCI_LAYER}+gzip")) for tar in tars],
+        **fields,
+    }
+    return repository.put_manifest(json.dumps(manifest).encode(), manifest["mediaType"], tag=tag)
+
+
+def put_index(repository: Repository, entries: list[dict[str, Any]], *, tag: str | None = None) -> Descriptor:
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": entries}
+    return repository.put_manifest(json.dumps(index).encode(), OCI_INDEX, tag=tag)

@@ -1,12 +1,13 @@
 """One try of a request: sent, authorized, redirected, and its answer judged by its status.
 
-It stands on a transport of httpx2, below that library's client, which would keep cookies, read the environment and
+It stands on transports of httpx2, below that library's client, which would keep cookies, read the environment and
 log addresses with the signatures in them. Redirects are followed here, by hand, so that credentials stay with the
 host that they are for.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -22,6 +23,7 @@ from eroseal.store.http_rules import (
     transport_error,
     words_of,
 )
+from eroseal.store.http_settings import proxy_for, tls_context
 from eroseal.store.remote import RemoteOptions
 
 if TYPE_CHECKING:
@@ -73,12 +75,9 @@ class Exchange:
 
         self.options = options
         self._auth = authenticator
-        limits = httpx2.Limits(
-            max_connections=None,
-            max_keepalive_connections=max(options.parallel, 1),
-            keepalive_expiry=_KEEP_SECONDS,
-        )
-        self._transport = httpx2.HTTPTransport(verify=options.tls_verify, trust_env=False, limits=limits)
+        self._tls = tls_context(options)
+        self._lock = threading.Lock()
+        self._transports: dict[str | None, httpx2.HTTPTransport] = {}
         connect = min(_CONNECT_SECONDS, options.timeout)
         self._timeout = httpx2.Timeout(options.timeout, connect=connect, pool=None).as_dict()
 
@@ -131,7 +130,32 @@ class Exchange:
 
     def close(self) -> None:
         """Close all connections; closing twice does no harm."""
-        self._transport.close()
+        with self._lock:
+            transports = list(self._transports.values())
+            self._transports.clear()
+        for transport in transports:
+            transport.close()
+
+    def _transport(self, target: httpx2.URL) -> httpx2.HTTPTransport:
+        """The pool of connections for an address: one for all, and one for each proxy."""
+        import httpx2  # noqa: PLC0415 - most commands speak to no server
+
+        proxy = proxy_for(target, self.options)
+        with self._lock:
+            transport = self._transports.get(proxy)
+            if transport is None:
+                limits = httpx2.Limits(
+                    max_connections=None,
+                    max_keepalive_connections=max(self.options.parallel, 1),
+                    keepalive_expiry=_KEEP_SECONDS,
+                )
+                try:
+                    transport = httpx2.HTTPTransport(verify=self._tls, trust_env=False, limits=limits, proxy=proxy)
+                except (ValueError, ImportError, httpx2.InvalidURL) as error:
+                    # Its address may hold a password.
+                    raise UsageError("cannot use the proxy that the environment names", where=shown(target)) from error
+                self._transports[proxy] = transport
+            return transport
 
     def _authorized(
         self, method: str, target: httpx2.URL, headers: Mapping[str, str], content: Content
@@ -165,7 +189,7 @@ class Exchange:
                 content=content() if callable(content) else content,
                 extensions={"timeout": self._timeout},
             )
-            response = self._transport.handle_request(request)
+            response = self._transport(target).handle_request(request)
         except (httpx2.HTTPError, httpx2.InvalidURL, httpx2.StreamError) as error:
             raise transport_error(error, shown(target)) from error
         response.request = request

@@ -220,6 +220,8 @@ def transport_error(error: Exception, where: str) -> RemoteError:
             return NoTlsError(f"does not speak TLS: {cause.reason or 'handshake failed'}", where=where)
         if isinstance(cause, socket.gaierror) and cause.errno != socket.EAI_AGAIN:
             return RemoteError("no such host", where=where, hint="check its name")
+    if isinstance(error, httpx2.ProxyError):
+        return RemoteError("the proxy refuses", where=where)
     if isinstance(error, httpx2.TimeoutException):
         return TransientError("does not answer in time", where=where)
     if isinstance(error, httpx2.ConnectError):

@@ -148,6 +148,7 @@ class _Build:
 
     def to_remote(self, target: NamedReference, bases: tuple[str, ...]) -> BuildResult:
         """Blobs and a document in any other store: built in a directory of our own first."""
+        from eroseal.store.lease import lease  # noqa: PLC0415 - loads what clients need
         from eroseal.store.open import open_store  # noqa: PLC0415 - loads clients
 
         store = self._stack.enter_context(open_store(target, self._remote, create=True, durable=self._options.durable))
@@ -158,8 +159,9 @@ class _Build:
         with _full_disk(Path(scratch)):
             local = LocalStore.create(Path(scratch) / "store", durable=False)
             built = self._into(local, with_bases=False)
-        upload(store, local, built, self._bases, parallel=self._remote.parallel)
-        publish(store, target.name, built, self.make_record, replace=self._options.replace)
+        with lease(store, (blob.digest for blob in built.document.blobs)):
+            upload(store, local, built, self._bases, parallel=self._remote.parallel)
+            publish(store, target.name, built, self.make_record, replace=self._options.replace)
         return self._result(built)
 
     def _load_bases(self, bases: tuple[str, ...]) -> None:

@@ -59,7 +59,9 @@ def put_base_blobs(store: Store, bases: Sequence[BaseBlob], *, jobs: int | None 
 
 
 def _put_base(store: Store, base: BaseBlob, jobs: int | None) -> None:
-    if store.has_blob(base.digest):
+    # In a directory the look makes it young, so that no collection takes it before the image is published.
+    there = store.stored_size(base.digest) if isinstance(store, LocalStore) else store.has_blob(base.digest)
+    if there:
         return
     origin = base.image.store
     if origin is not None and store.adopt_blob(base.digest, origin):

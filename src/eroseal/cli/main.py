@@ -42,6 +42,7 @@ VERBS: Final = (
     "diff",
     "copy",
     "fsck",
+    "gc",
     "demo",
 )
 """Every verb; `eroseal.cli.VERB.command` does it."""

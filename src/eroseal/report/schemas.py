@@ -8,6 +8,7 @@ from eroseal.report.copy import CopyDocument
 from eroseal.report.diff import DiffDocument
 from eroseal.report.digest import BuildDocument, DigestDocument, VerifyDocument
 from eroseal.report.document import Document
+from eroseal.report.gc import GcDocument
 from eroseal.report.inspect import InspectDocument
 from eroseal.report.listing import LsDocument, StatDocument
 
@@ -16,6 +17,7 @@ DOCUMENTS: Final[tuple[type[Document], ...]] = (
     CopyDocument,
     DiffDocument,
     DigestDocument,
+    GcDocument,
     InspectDocument,
     LsDocument,
     StatDocument,

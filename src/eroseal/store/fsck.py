@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
 
-from eroseal.errors import ErosealError, FormatError
+from eroseal.errors import ErosealError, FormatError, NotFoundError
 from eroseal.format.digest import Digest
 from eroseal.limits import MAX_IMAGE_RECORD
 from eroseal.readat import FileAt
 from eroseal.store.atomic import is_abandoned, is_temporary
 from eroseal.store.document import MAX_IMAGE_DOCUMENT, BlobInfo, Document, ImageDocument, parse_document
 from eroseal.store.layout import (
+    LEASES_NAME,
     LOCK_NAME,
     complete_size,
     digest_of_path,
@@ -30,6 +32,7 @@ from eroseal.store.layout import (
     read_small,
     record_owner,
 )
+from eroseal.store.lease_places import DirectoryLeases, is_lease_name, read_leases
 from eroseal.store.local import LocalStore
 from eroseal.store.partial import is_partial, is_partial_in_use
 from eroseal.store.reference import is_image_name
@@ -49,11 +52,12 @@ Kind = Literal[
     "unreadable",
     "stray-temporary",
     "stray-record",
+    "stray-lease",
     "foreign-file",
 ]
 """What a finding is about."""
 
-LITTER: Final[frozenset[Kind]] = frozenset({"stray-temporary", "stray-record", "foreign-file"})
+LITTER: Final[frozenset[Kind]] = frozenset({"stray-temporary", "stray-record", "stray-lease", "foreign-file"})
 """Kinds that cost space and nothing else."""
 _AGAIN: Final = "delete it, then copy or build the image again"
 
@@ -163,7 +167,8 @@ class _Check:
         for name, document in documents.items():
             self._image(name, document)
         self._records(documents)
-        for digest in self.sizes if data else ():
+        self._lease_files()
+        for digest in list(self.sizes) if data else ():
             self._blob(digest, jobs=jobs, progress=progress)
 
     def report(self) -> StoreReport:
@@ -207,7 +212,7 @@ class _Check:
 
     def _top(self) -> None:
         for name in listing(self.store.path):
-            if name not in ("blobs", "images", LOCK_NAME):
+            if name not in ("blobs", "images", LEASES_NAME, LOCK_NAME):
                 self._foreign(self.store.path / name)
 
     def _blob_files(self) -> Iterator[tuple[Digest, int]]:
@@ -254,14 +259,23 @@ class _Check:
             status = _status(self.store.blob_path(blob.digest)) if size is None else None
             if status is not None and stat.S_ISREG(status.st_mode):
                 size = status.st_size
-            if size is None:
+            if size is None and self._is_current(name, document):
                 what = f"blob {blob.digest} is missing"
                 self._add("missing-blob", path, what, "copy or build the image again")
-            elif size != blob.size:
+            elif size not in (None, blob.size):
                 what = f"blob {blob.digest} has {size} bytes, the document says {blob.size}"
                 self._add("wrong-size", path, what, "delete the blob, then copy or build the image again")
         for layer in document.layers:
             self._devices(path, layer)
+
+    def _is_current(self, name: str, document: Document) -> bool:
+        """Whether an image is still there: what it named may have been collected since it was deleted."""
+        try:
+            return self.store.image(name)[0] == document
+        except NotFoundError:
+            return False
+        except ErosealError:
+            return True
 
     def _devices(self, path: Path, document: ImageDocument) -> None:
         """The verified device table decides what an image consists of; its document must say the same."""
@@ -300,12 +314,30 @@ class _Check:
             except ErosealError as error:
                 self._add("unreadable", path, error.what, "check permissions and the disk")
 
+    def _lease_files(self) -> None:
+        place = DirectoryLeases(self.store)
+        try:
+            dead = read_leases(place, time.time()).dead
+        except ErosealError as error:
+            path = Path(error.where or self.store.path / LEASES_NAME)
+            self._add("stray-lease", path, error.what, "remove it; until then nothing can be collected")
+            return
+        for name in dead:
+            path = self.store.path / LEASES_NAME / name
+            self._add("stray-lease", path, "of a writer that is gone", "gc removes it")
+        for name in listing(self.store.path / LEASES_NAME) if os.path.isdir(self.store.path / LEASES_NAME) else ():
+            if not is_lease_name(name):
+                self._foreign(self.store.path / LEASES_NAME / name)
+
     def _blob(self, digest: Digest, *, jobs: int | None, progress: Callable[[int], None] | None) -> None:
         path = self.store.blob_path(digest)
         try:
             with FileAt(path) as source:
                 self._scan(path, digest, source, jobs=jobs, progress=progress)
         except ErosealError as error:
+            if _status(path) is None and digest not in self.documented:
+                del self.sizes[digest]  # collected meanwhile
+                return
             self._add("unreadable", path, error.what, "check permissions and the disk")
 
     def _scan(

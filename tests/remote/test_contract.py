@@ -444,7 +444,7 @@ def test_the_last_of_several_that_replace_stays_whole(harness: Harness) -> None:
 
 @kinds(FOLLOWS)
 def test_documents_and_records_are_never_mixed(harness: Harness) -> None:
-    samples = [sample_image((1,), label) for label in range(20)]
+    samples = [sample_image((1,), label) for label in range(8)]
     for sample in samples:
         fill(harness.behind, sample)
     pairs = [(sample.document, [signature(str(sample.document.image))]) for sample in samples]

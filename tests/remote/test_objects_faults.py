@@ -16,6 +16,7 @@ from eroseal.readat import BytesAt
 from eroseal.store.keyed import KeyedStore
 from eroseal.store.keys import blob_key, record_key
 from eroseal.store.objects import open_object_store
+from eroseal.store.readahead import READ_AHEAD
 from eroseal.store.reference import ObjectReference
 from eroseal.store.remote import RemoteOptions
 
@@ -174,15 +175,17 @@ def answers(status: int, headers: dict[str, str], body: bytes) -> Fault:
 
 
 SIZE = len(BLOB)
+WANTED = READ_AHEAD
+LAST = WANTED - 1
 LIES = {
-    "another part": (206, {"Content-Range": f"bytes 5-14/{SIZE}"}, bytes(10)),
+    "another part": (206, {"Content-Range": f"bytes 5-{LAST + 5}/{SIZE}"}, bytes(WANTED)),
     "less": (206, {"Content-Range": f"bytes 0-4/{SIZE}"}, bytes(5)),
-    "less than it says": (206, {"Content-Range": f"bytes 0-9/{SIZE}"}, bytes(5)),
-    "more than it says": (206, {"Content-Range": f"bytes 0-9/{SIZE}"}, bytes(1 << 20)),
+    "less than it says": (206, {"Content-Range": f"bytes 0-{LAST}/{SIZE}"}, bytes(5)),
+    "more than it says": (206, {"Content-Range": f"bytes 0-{LAST}/{SIZE}"}, bytes(WANTED + 1)),
     "the whole": (200, {}, BLOB),
-    "no range": (206, {}, bytes(10)),
-    "nonsense": (206, {"Content-Range": "bytes potato"}, bytes(10)),
-    "another size": (206, {"Content-Range": "bytes 0-9/123456789"}, bytes(10)),
+    "no range": (206, {}, bytes(WANTED)),
+    "nonsense": (206, {"Content-Range": "bytes potato"}, bytes(WANTED)),
+    "another size": (206, {"Content-Range": f"bytes 0-{LAST}/123456789"}, bytes(WANTED)),
     "not satisfiable": (416, {}, b""),
     "nothing": (204, {}, b""),
 }
@@ -192,9 +195,10 @@ LIES = {
 def test_lies_about_ranges_are_refused(server: FakeObjects, store: KeyedStore, lie: str) -> None:
     server.objects[PATH] = BLOB
     source = store.open_blob(DIGEST)
+    assert source.read_at(0, WANTED) == BLOB[:WANTED]
     server.fault = answers(*LIES[lie])
     with pytest.raises((RemoteError, FormatError)):
-        source.read_at(0, 10)
+        source.read_at(0, WANTED)
 
 
 def test_an_object_that_vanishes_or_shrinks_is_noticed(server: FakeObjects, store: KeyedStore) -> None:

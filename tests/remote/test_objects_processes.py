@@ -118,7 +118,7 @@ def medium(tmp_path: Path) -> tuple[object, Path]:
     """Give a sealed blob of several parts."""
     path = tmp_path / "medium"
     with path.open("w+b") as file:
-        sealed = seal_into(file.fileno(), data_region(1, (60 << 20) // BLOCK))
+        sealed = seal_into(file.fileno(), data_region(1, (40 << 20) // BLOCK))
     return sealed.digest, path
 
 

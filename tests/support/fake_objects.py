@@ -82,7 +82,7 @@ class Request(BaseHTTPRequestHandler):
         size = len(value) if isinstance(value, bytes) else os.path.getsize(value)
         start, stop = self.range(size)
         headers = {"ETag": '"one"', "Last-Modified": MODIFIED, "Content-Length": str(stop - start)}
-        if (start, stop) != (0, size):
+        if "Range" in self.headers and size:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         self.head(206 if "Content-Range" in headers else 200, headers)
         if self.command == "HEAD":

@@ -12,6 +12,7 @@ budget of memory for the parts in flight.
 from __future__ import annotations
 
 import contextlib
+import functools
 import secrets
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from eroseal.errors import FormatError, OutputError, RemoteError
 from eroseal.limits import MAX_UPLOAD_MEMORY, MAX_UPLOAD_PART
-from eroseal.readat import ReadAt, check_range
+from eroseal.readat import ReadAt
 from eroseal.store.keyed import KeyedStore
 from eroseal.store.keys import IMAGES, KeyInfo, ReadKeys, Value, Version
 from eroseal.store.lanes import TransferStopped
@@ -27,11 +28,12 @@ from eroseal.store.object_calls import UPLOADS, Runtime, interruptibly
 from eroseal.store.object_errors import no_bucket, says_no_bucket, store_error
 from eroseal.store.object_settings import ObjectSettings, object_settings
 from eroseal.store.protocol import Progress
+from eroseal.store.readahead import ReadAhead
 from eroseal.store.reference import ObjectReference
 from eroseal.store.remote import RemoteOptions
 
 if TYPE_CHECKING:
-    from obstore import GetResult, ObjectMeta, UpdateVersion
+    from obstore import GetOptions, GetResult, ObjectMeta, UpdateVersion
     from obstore.store import ObjectStore
 
 _PART: Final = 8 << 20
@@ -114,9 +116,11 @@ class ObjectKeys:
         import obstore  # noqa: PLC0415 - most commands speak to no object store
 
         where = self._at(info.key)
+        # Asked for all of it as a part, servers may answer as if asked for the whole, which the client refuses.
+        options: GetOptions = {} if length == info.size else {"range": (offset, offset + length)}
 
         def read(client: ObjectStore) -> bytes:
-            result = obstore.get(client, self._root + info.key, options={"range": (offset, offset + length)})
+            result = obstore.get(client, self._root + info.key, options=options)
             if result.meta["size"] != info.size:
                 raise FormatError(f"has {result.meta['size']} bytes, not {info.size}", where=where)
             if tuple(result.range) != (offset, offset + length):
@@ -315,7 +319,7 @@ class ObjectKeys:
             raise store_error(error, self._where, settings.scheme) from None
 
 
-class ObjectBlob:
+class ObjectBlob(ReadAhead):
     """An object's bytes by offset, unchecked; safe for reads by several threads.
 
     Args:
@@ -323,23 +327,14 @@ class ObjectBlob:
         info: which object, and its size.
     """
 
-    __slots__ = ("_info", "_keys", "name")
+    __slots__ = ()
 
     def __init__(self, keys: ObjectKeys, info: KeyInfo) -> None:
-        self._keys = keys
-        self._info = info
-        self.name = f"{keys.where}/{info.key}"
-
-    @property
-    def size(self) -> int:
-        return self._info.size
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        check_range(self.name, self.size, offset, length)
-        return self._keys.read(self._info, offset, length) if length else b""
+        super().__init__(functools.partial(keys.read, info), info.size, name=f"{keys.where}/{info.key}")
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Forget what was kept; closing twice does no harm."""
+        self.clear()
 
 
 def gather(result: GetResult, limit: int, where: str) -> bytes:

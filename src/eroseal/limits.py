@@ -125,10 +125,12 @@ MAX_TAGS: Final = 100_000
 """Tags that are listed of one repository, and objects of `index.json`."""
 MAX_IN_FLIGHT: Final = 32 << 20
 """Bytes that transfers of one process hold at once: 16 requests of 2 MiB. A gigabyte is pulled in 120 MiB of memory."""
+MAX_READ: Final = 4 << 20
+"""Bytes of the largest request for a part of a blob: beyond, its latency is hidden, and a cut only costs more."""
 MIN_READ: Final = 64 << 10
 """Bytes of the smallest request that a large blob is cut into: below, the requests cost more than the bytes."""
 MAX_TRANSFER_BLOB: Final = 1 << 45
-"""Bytes of a blob that is fetched in pieces: twice what 32-bit block addresses reach; its map has 8 MiB."""
+"""Bytes of a blob that is fetched in pieces: twice what 32-bit block addresses reach; its map has 32 MiB."""
 MAX_JSON_BODY: Final = 16 << 20
 """Bytes of any other JSON answer of a server: a page of tags, a token."""
 MAX_REFERRERS: Final = 1024

@@ -254,6 +254,11 @@ def note_unfinished(path: Path) -> None:
     _unfinished[path] = None
 
 
+def note_finished(path: Path) -> None:
+    """Have `remove_unfinished` leave it."""
+    _unfinished.pop(path, None)
+
+
 def remove_unfinished() -> None:
     """For a program that a signal ends: remove what nobody took charge of; never raises.
 

@@ -15,14 +15,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Generic, TypeVar
 
 from eroseal.errors import ErosealError, OutputError, RemoteError
-from eroseal.limits import MAX_IN_FLIGHT, MIN_READ
+from eroseal.limits import MAX_IN_FLIGHT, MAX_READ, MIN_READ
 from eroseal.readat import ReadAt
 from eroseal.store.atomic import write_fully
 from eroseal.store.protocol import Progress
 from eroseal.store.remote import DEFAULT_RANGES
 
-PIECE_SIZE: Final = 4 << 20
-"""Bytes of a piece of a blob: one or a few requests, and all that an interruption costs each thread."""
 _TICK: Final = 0.2
 """Seconds after which a thread that waits looks whether it should stop."""
 _PATIENCE: Final = 1.0
@@ -72,7 +70,7 @@ class Lanes:
 
     def __init__(self, count: int = DEFAULT_RANGES) -> None:
         self.count = count
-        self.read_size = max(MIN_READ, min(PIECE_SIZE, MAX_IN_FLIGHT // count))
+        self.read_size = max(MIN_READ, min(MAX_READ, MAX_IN_FLIGHT // count))
         self._free = threading.Semaphore(count)
         self._stopped = threading.Event()
 
@@ -164,7 +162,8 @@ class _Run(Generic[_T]):
     def wait(self) -> None:
         """Until all is done or something failed."""
         with self._changed:
-            self._changed.wait_for(lambda: self.error is not None or not self._running)
+            while self.error is None and self._running:
+                self._changed.wait(_TICK)  # a signal that another thread received interrupts no endless wait
 
     def settle(self) -> None:
         """Until all threads have ended, or patience has."""

@@ -33,6 +33,7 @@ from eroseal.limits import MAX_IMAGE_RECORD
 from eroseal.store.atomic import (
     exclusive_lock,
     exists_error,
+    note_finished,
     note_unfinished,
     output_error,
     sync_directory,
@@ -134,6 +135,8 @@ class LocalStore(LocalBlobs):
         """After a failure: remove the directories that `create` made, unless they are used; never raises."""
         with contextlib.suppress(OSError):
             if any(os.listdir(directory) for directory in self._created if directory != self.path):
+                for directory in self._created:
+                    note_finished(directory)  # a store stays one, empty directories or not
                 return
             if self.path in self._created:
                 with contextlib.suppress(FileNotFoundError):

@@ -4,7 +4,7 @@
 
     blobs/.eroseal-part-<hex digest>/
         data    the blob, sparse where pieces are missing
-        map     a line that says what it is, then a byte for each piece of 4 MiB: 1 once the piece is in `data`
+        map     a line that says what it is, then a byte for each piece of 1 MiB: 1 once the piece is in `data`
 
 A piece is marked after it was written, so a process that was killed leaves at most pieces that are fetched again; a
 power cut may leave marks without their pieces, which the verification at the end finds. An flock on `map` tells who is
@@ -19,6 +19,7 @@ import fcntl
 import os
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -28,10 +29,12 @@ from eroseal.format.digest import Digest
 from eroseal.limits import MAX_BAD_BLOCKS, MAX_TRANSFER_BLOB
 from eroseal.readat import FileAt, ReadAt
 from eroseal.store.atomic import make_directory, output_error, sync_directory
-from eroseal.store.lanes import PIECE_SIZE, Lanes, SharedFds
+from eroseal.store.lanes import Lanes, SharedFds
 from eroseal.store.layout import PARTIAL_PREFIX, kept_size
 from eroseal.store.protocol import Progress
 
+PIECE_SIZE: Final = 1 << 20
+"""Bytes of a piece. A request is for several, so an interruption costs what was in flight and no more."""
 _DATA: Final = "data"
 _MAP: Final = "map"
 _HERE: Final = b"\1"
@@ -168,18 +171,18 @@ class _Partial:
                 if progress is not None:
                     progress(amount)
 
-        def work(number: int) -> None:
+        def work(run: range) -> None:
             with self._fds.use() as (data_fd, map_fd):
-                start = number * PIECE_SIZE
+                start, stop = run.start * PIECE_SIZE, min(run.stop * PIECE_SIZE, self._size)
                 try:
-                    lanes.fetch(source, data_fd, start, min(start + PIECE_SIZE, self._size), progress=told)
-                    os.pwrite(map_fd, _HERE, len(self._head) + number)
+                    lanes.fetch(source, data_fd, start, stop, progress=told)
+                    os.pwrite(map_fd, _HERE * len(run), len(self._head) + run.start)
                 except OSError as error:
                     raise output_error(error, self._final) from error
-                self._map[number] = 1
+                self._map[run.start : run.stop] = _HERE * len(run)
 
-        missing = (number for number, mark in enumerate(bytes(self._map)) if not mark)
-        lanes.run(work, missing, workers=min(lanes.count, self._map.count(0)))
+        runs = _missing_runs(bytes(self._map), max(1, lanes.read_size // PIECE_SIZE))
+        lanes.run(work, runs, workers=min(lanes.count, self._map.count(0)))
 
     def sync(self) -> None:
         """Wait until the disk has the data; OSError passes through."""
@@ -249,6 +252,16 @@ class _Partial:
         os.ftruncate(self._map_fd, length)
         os.pwrite(self._map_fd, self._head, 0)
         return bytearray(self._count)
+
+
+def _missing_runs(marks: bytes, longest: int) -> Iterator[range]:
+    """The pieces that are not marked, neighbours together, at most `longest` of them."""
+    number = marks.find(0)
+    while number >= 0:
+        end = marks.find(_HERE, number, number + longest)
+        stop = min(number + longest, len(marks)) if end < 0 else end
+        yield range(number, stop)
+        number = marks.find(0, stop)
 
 
 def _wait_for_lock(place: Path, lanes: Lanes) -> int:

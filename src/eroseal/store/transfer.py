@@ -28,7 +28,7 @@ from eroseal.store.batch import BlobBatch
 from eroseal.store.checked import checked_document
 from eroseal.store.copying import copy_source
 from eroseal.store.document import BlobInfo, Document, ImageDocument, StackDocument
-from eroseal.store.lanes import PIECE_SIZE, Lanes, SharedFds
+from eroseal.store.lanes import Lanes, SharedFds
 from eroseal.store.local import LocalStore
 from eroseal.store.open import open_store
 from eroseal.store.protocol import OpenBlob, Progress, Store
@@ -339,10 +339,10 @@ def _fill(fd: int, source: OpenBlob, length: int, options: CopyOptions) -> None:
 
     def work(start: int) -> None:
         with shared.use() as (target,):
-            lanes.fetch(source, target, start, min(start + PIECE_SIZE, length), progress=told)
+            lanes.fetch(source, target, start, min(start + lanes.read_size, length), progress=told)
 
     try:
-        starts = range(0, length, PIECE_SIZE)
+        starts = range(0, length, lanes.read_size)
         lanes.run(work, starts, workers=min(lanes.count, len(starts)))
     finally:
         shared.close()

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eroseal.errors import ErosealError, FormatError, NotFoundError, OutputError, UnsupportedError
 from eroseal.format.digest import BLOCK, Digest, HashAlgorithm, TreeParams
@@ -374,6 +376,18 @@ def test_too_many_layers_are_refused() -> None:
 def test_garbage_is_refused(data: bytes) -> None:
     with pytest.raises(FormatError):
         parse_form(data, where="test")
+
+
+@given(st.integers(0, 1 << 20), st.binary(min_size=1, max_size=12), st.booleans())
+def test_a_manifest_with_any_bytes_changed_is_refused_or_makes_sense(place: int, noise: bytes, insert: bool) -> None:
+    data = encoded(*SAMPLES["stack"])
+    at = place % len(data)
+    changed_data = data[:at] + noise + data[at if insert else at + len(noise) :]
+    try:
+        document = decoded(changed_data)
+    except ErosealError:
+        return
+    assert document.image == SAMPLES["stack"][0].image or b'"dev.eroseal.image"' not in changed_data
 
 
 def test_a_compressed_layer_says_its_blob_size_itself() -> None:

@@ -60,7 +60,7 @@ def put_image(
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "config": plain(put(repository, json.dumps(config).encode(), OCI_CONFIG)),
-        "layers": [plain(put(repository, gzip.compress(tar, 1), f"{OCI_LAYER}+gzip")) for tar in tars],
+        "layers": [plain(put(repository, gzip.compress(tar, 1, mtime=0), f"{OCI_LAYER}+gzip")) for tar in tars],
         **fields,
     }
     return repository.put_manifest(json.dumps(manifest).encode(), manifest["mediaType"], tag=tag)

@@ -16,6 +16,7 @@ from eroseal.store.http_rules import (
     MAX_REDIRECTS,
     REDIRECTS,
     address_fault,
+    joined,
     origin,
     parse_address,
     shown,
@@ -202,14 +203,9 @@ class Exchange:
     def _redirected(
         self, method: str, target: httpx2.URL, response: httpx2.Response, headers: dict[str, str]
     ) -> tuple[httpx2.URL, dict[str, str]]:
-        import httpx2  # noqa: PLC0415 - most commands speak to no server
-
         if method not in ("GET", "HEAD"):
             raise RemoteError(f"redirects a {method} request ({response.status_code})", where=shown(target))
-        try:
-            onward = target.join(response.headers.get("location", "")).copy_with(fragment=None)
-        except httpx2.InvalidURL as error:
-            raise RemoteError("redirects to something that is no address", where=shown(target)) from error
+        onward = joined(str(target), response.headers.get("location", ""))
         fault = address_fault(onward, tls_verify=self.options.tls_verify)
         if fault is None and (target.scheme, onward.scheme) == ("https", "http"):
             fault = "from TLS to plain HTTP"

@@ -86,6 +86,16 @@ def parse_address(text: str) -> httpx2.URL:
         raise UsageError("is not an address", where=shown(text)) from error
 
 
+def joined(base: str, reference: str) -> httpx2.URL:
+    """Where a server's reference leads from an address; raises RemoteError for what is none."""
+    import httpx2  # noqa: PLC0415 - most commands speak to no server
+
+    try:
+        return httpx2.URL(base).join(reference).copy_with(fragment=None)
+    except httpx2.InvalidURL as error:
+        raise RemoteError("points to something that is no address", where=shown(base)) from error
+
+
 def shown(url: httpx2.URL | str) -> str:
     """An address as messages show it: without user, query and fragment."""
     text = re.split(r"[?#]", str(url), maxsplit=1)[0]

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Final
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -161,5 +161,5 @@ def _ask(client: HttpClient, realm: str, service: str, scopes: list[str], creden
     if credential is not None and credential.password:
         fields.insert(0, ("account", credential.username))
         headers["Authorization"] = credential.basic
-    address = realm + ("&" if urlsplit(realm).query else "?") + urlencode(fields) if fields else realm
+    address = realm + ("&" if "?" in realm else "?") + urlencode(fields) if fields else realm
     return client.request("GET", address, headers=headers).body

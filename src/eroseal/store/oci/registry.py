@@ -6,20 +6,21 @@ know no referrers and no deletion of tags: both are worked around as it says.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection, Iterator
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote
 
 import msgspec
 
-from eroseal.errors import FormatError, NotFoundError, OutputError, RemoteError, UnsupportedError
+from eroseal.errors import ErosealError, FormatError, NotFoundError, OutputError, RemoteError, UnsupportedError
 from eroseal.limits import MAX_MANIFEST, MAX_REFERRERS, MAX_TAGS
 from eroseal.readat import ReadAt
 from eroseal.store.http import Answer
 from eroseal.store.http_blob import HttpBlob
-from eroseal.store.http_rules import clean, content_length
+from eroseal.store.http_rules import clean, content_length, joined, origin
 from eroseal.store.oci.content import digest_of, verified, whole
 from eroseal.store.oci.documents import (
     INDEXES,
@@ -81,15 +82,14 @@ class RegistryRepository:
         return f"docker://{self.host}/{self.name}"
 
     def manifest(self, reference: str) -> tuple[bytes, Descriptor]:
-        if ":" not in reference:
+        where = f"{self.where}{'@' if ':' in reference else ':'}{reference}"
+        if ":" in reference:
+            _check_digest(reference, self.where)
+        else:
             check_tag(reference)
         answer = self._request("GET", f"manifests/{reference}", headers={"Accept": _ACCEPT}, limit=MAX_MANIFEST)
-        where = f"{self.where}{'@' if ':' in reference else ':'}{reference}"
         named = reference if ":" in reference else answer.headers.get("docker-content-digest", "")
-        try:
-            digest = digest_of(answer.body, like=check_digest(named)) if named else digest_of(answer.body)
-        except ValueError as error:
-            raise FormatError("comes with a digest of an unknown kind", where=where) from error
+        digest = digest_of(answer.body, like=_check_digest(named, where)) if named else digest_of(answer.body)
         if named and digest != named:
             raise FormatError(f"has the digest {digest}, not {named}", where=where)
         return answer.body, Descriptor(media_type=_media_type(answer, where), digest=digest, size=len(answer.body))
@@ -167,8 +167,9 @@ class RegistryRepository:
         answer = self._request("POST", f"blobs/uploads/?{query}", expect=(201, 202, *_NO_DELETE), retry=False)
         if answer.status == 202:
             # It began an upload instead; the registry forgets it some day if it does not take this.
-            location = urljoin(answer.url, answer.headers.get("location", ""))
-            self._request("DELETE", location, expect=(200, 202, 204, *_NO_DELETE), retry=False)
+            location = str(joined(answer.url, answer.headers.get("location", "")))
+            with contextlib.suppress(ErosealError):
+                self._request("DELETE", location, expect=(200, 202, 204), retry=False)
         return answer.status == 201
 
     def referrers(self, subject: str, *, artifact_type: str) -> list[Descriptor]:
@@ -258,11 +259,17 @@ class RegistryRepository:
         match = _NEXT.search(answer.headers.get("link", "")[:_MAX_LINK])
         if match is None:
             return None
-        address = urljoin(answer.url, str(match[1])).partition("#")[0]
-        here, onward = urlsplit(answer.url), urlsplit(address)
-        if (onward.scheme, onward.netloc, onward.path) != (here.scheme, here.netloc, here.path):
+        here, onward = joined(answer.url, ""), joined(answer.url, match[1])
+        if (origin(onward), onward.path) != (origin(here), here.path):
             raise RemoteError("continues a list somewhere else", where=self.where)
-        return address
+        return str(onward)
+
+
+def _check_digest(digest: str, where: str) -> str:
+    try:
+        return check_digest(digest)
+    except ValueError as error:
+        raise FormatError(str(error), where=where) from error
 
 
 def _media_type(answer: Answer, where: str) -> str:

@@ -14,14 +14,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote
 
 from eroseal.errors import ErosealError, FormatError, RemoteError
 from eroseal.limits import IO_CHUNK
 from eroseal.readat import ReadAt
 from eroseal.store.http import Answer, HttpClient
 from eroseal.store.http_retry import retried, tries
-from eroseal.store.http_rules import TransientError, shown
+from eroseal.store.http_rules import TransientError, joined, shown
 from eroseal.store.oci.content import check_made, new_hash
 from eroseal.store.oci.documents import Descriptor
 from eroseal.store.oci.unfinished import Unfinished
@@ -135,7 +135,7 @@ class Upload:
         if location is not None:
             session = _Session(location)
             with contextlib.suppress(RemoteError):
-                session.location = self._own(location)
+                session.location = self._own(self._base, location)
                 if self._ask(session):
                     return session
         return retried(self._client.options.attempts, self._start)
@@ -218,7 +218,7 @@ class Upload:
         return _Session(self._location(answer), chunk=min(chunk, _LARGEST_CHUNK))
 
     def _put(self, location: str, data: bytes) -> None:
-        joint = "&" if urlsplit(location).query else "?"
+        joint = "&" if "?" in location else "?"
         self._client.request(
             "PUT",
             f"{location}{joint}digest={quote(self._descriptor.digest, safe='')}",
@@ -247,14 +247,14 @@ class Upload:
             self._told = offset
 
     def _location(self, answer: Answer) -> str:
-        return self._own(urljoin(answer.url, answer.headers.get("location", "")))
+        return self._own(answer.url, answer.headers.get("location", ""))
 
-    def _own(self, location: str) -> str:
+    def _own(self, base: str, location: str) -> str:
         """Where an upload goes on: on the registry's own host, by its own scheme, whatever a proxy made of it."""
-        ours, theirs = urlsplit(self._base), urlsplit(location)
-        if theirs.netloc != ours.netloc:
-            raise RemoteError(f"wants an upload to go on at {shown(location)}", where=self._where)
-        return theirs._replace(scheme=ours.scheme, fragment="").geturl()
+        ours, theirs = joined(self._base, ""), joined(base, location)
+        if theirs.netloc != ours.netloc or theirs.userinfo:
+            raise RemoteError(f"wants an upload to go on at {shown(theirs)}", where=self._where)
+        return str(theirs.copy_with(scheme=ours.scheme))
 
 
 def _reached(headers: Mapping[str, str]) -> int | None:

@@ -25,7 +25,7 @@ from eroseal.store.reference import Reference
 Progress = Callable[[int], None]
 """Called with numbers of bytes that have just been dealt with."""
 RecordChange = Callable[[list[RecordEntry]], Sequence[RecordEntry]]
-"""Takes an image record's entries as they are and gives them as they should be; may be called once only."""
+"""Takes an image record's entries as they are and gives them as they should be, again if another writer was first."""
 
 
 class OpenBlob(ReadAt, Protocol):

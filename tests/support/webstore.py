@@ -18,6 +18,14 @@ Meddle = Callable[[str, int, bytes], bytes | None]
 """From path, offset and the bytes there to those that are sent; None answers that the server failed."""
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, *_args: object) -> None:
+        """Clients that were killed are no news."""
+
+
 class WebDirectory:
     """A directory behind HTTP/1.1 with single ranges, on a free port of the loopback interface.
 
@@ -36,9 +44,7 @@ class WebDirectory:
         self.asked: Counter[tuple[str, int]] = Counter()
         self.meddle: Meddle | None = None
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self._server.block_on_close = False
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
 

@@ -29,6 +29,7 @@ from eroseal.store.checked import checked_document
 from eroseal.store.copying import copy_source
 from eroseal.store.document import BlobInfo, Document, ImageDocument, StackDocument
 from eroseal.store.lanes import Lanes, SharedFds
+from eroseal.store.lease import lease
 from eroseal.store.local import LocalStore
 from eroseal.store.open import open_store
 from eroseal.store.protocol import OpenBlob, Progress, Store
@@ -149,9 +150,10 @@ def copy_image(source: StoredStack, target: Store, name: str, options: CopyOptio
     publish = options.replace or _is_new(target, name, document, source)
     blobs = tuple(dict.fromkeys(document.blobs))
     copying = _Copy(source, target, options)
-    copying.run(blobs)
-    if publish:
-        target.put_image(name, copying.with_sizes(document), source.record, replace=options.replace)
+    with lease(target, (blob.digest for blob in blobs)):
+        copying.run(blobs)
+        if publish:
+            target.put_image(name, copying.with_sizes(document), source.record, replace=options.replace)
     return copying.result(document.image)
 
 

@@ -55,6 +55,7 @@ THIRD_PARTY: dict[str, frozenset[str]] = {
     "trust": frozenset({"cryptography", "msgspec"}),  # the policy holds certificates and public keys
     "tree": frozenset({"zstandard"}),
     "store": frozenset({"httpx2", "msgspec", "obstore", "stamina", "zstandard"}),
+    "build": frozenset({"distributed"}),  # an extra, imported by name when a cluster is asked for
     "report": frozenset({"msgspec"}),
     "cli": frozenset({"click", "click_man", "msgspec", "rich"}),
 }

@@ -132,7 +132,7 @@ def test_verbs_exist(document: Path) -> None:
 
 
 def test_every_verb_is_described() -> None:
-    described = set(re.findall(r"`eroseal ([a-z]+)", (ROOT / "docs/cli.md").read_text(encoding="utf-8")))
+    described = set(re.findall(r"`eroseal ([a-z][a-z-]*)", (ROOT / "docs/cli.md").read_text(encoding="utf-8")))
     assert described >= set(VERBS)
 
 
@@ -145,7 +145,7 @@ def options_of(verb: str) -> set[str]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=label)
 def test_options_exist(document: Path) -> None:
     """Those given to a verb belong to it."""
-    for verb, rest in re.findall(r"\beroseal ([a-z]+)((?:[^\n|;)]|\\\n)*)", code_of(document)):
+    for verb, rest in re.findall(r"\beroseal ([a-z][a-z-]*)((?:[^\n|;)]|\\\n)*)", code_of(document)):
         named = set(re.findall(r"(?<![\w-])(--[a-z][a-z0-9-]*)", rest))
         assert named <= options_of(verb) | {"--help"}, f"eroseal {verb}"
 

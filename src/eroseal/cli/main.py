@@ -29,6 +29,7 @@ from eroseal.errors import ErosealError
 
 VERBS: Final = (
     "build",
+    "build-many",
     "seal",
     "sign",
     "export",
@@ -45,7 +46,7 @@ VERBS: Final = (
     "gc",
     "demo",
 )
-"""Every verb; `eroseal.cli.VERB.command` does it."""
+"""Every verb; `eroseal.cli.VERB.command` does it, with underscores for hyphens."""
 _COMPLETE: Final = "_EROSEAL_COMPLETE"
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE: Final = 3
@@ -71,7 +72,7 @@ class Verbs(click.Group):
         """The verb's command, or None."""
         if cmd_name not in VERBS:
             return None
-        command: click.Command = importlib.import_module(f"eroseal.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"eroseal.cli.{cmd_name.replace('-', '_')}").command
         return command
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -75,8 +76,11 @@ class Signing:
         if not self.wanted and self != Signing(passphrase_file=self.passphrase_file):
             raise UsageError("--name, --version and --created are signed", hint="give --key and --cert, or --ed25519")
 
-    def load(self) -> list[Signer]:
+    def load(self, *, ask: bool = True) -> list[Signer]:
         """The signers, checked so that nothing but a full disk can keep them from signing.
+
+        Args:
+            ask: for passphrases on the terminal, where there is no file.
 
         Raises:
             UsageError: options that make no sense together.
@@ -85,15 +89,16 @@ class Signing:
         from eroseal.crypto.signers import load_cms_signer, load_ed25519_signer
 
         self.check()
+        passphrase = functools.partial(self._passphrase, ask=ask)
         signers: list[Signer] = []
         if self.key is not None and self.cert is not None:
             now = int(time.time())
-            signers.append(load_cms_signer(self.key, self.cert, time=now, passphrase=self._passphrase))
+            signers.append(load_cms_signer(self.key, self.cert, time=now, passphrase=passphrase))
         if self.ed25519_key is not None:
-            signers.append(load_ed25519_signer(self.ed25519_key, passphrase=self._passphrase))
+            signers.append(load_ed25519_signer(self.ed25519_key, passphrase=passphrase))
         return signers
 
-    def _passphrase(self, where: str) -> bytes:
+    def _passphrase(self, where: str, *, ask: bool) -> bytes:
         """The passphrase of an encrypted key: from a file or descriptor, or asked on the terminal; never from argv."""
         if self.passphrase_file is not None:
             try:
@@ -101,7 +106,7 @@ class Signing:
                     return file.read(_MAX_PASSPHRASE).rstrip(b"\r\n")
             except OSError as error:
                 raise KeyMaterialError(f"cannot be read: {error.strerror}", where=str(self.passphrase_file)) from error
-        if not sys.stdin.isatty():
+        if not ask or not sys.stdin.isatty():
             raise KeyMaterialError("the private key is encrypted", where=where, hint="give --passphrase-file FILE")
         text: str = click.prompt(f"passphrase of {where}", hide_input=True, err=True)
         return text.encode()

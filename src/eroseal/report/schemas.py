@@ -10,7 +10,9 @@ from eroseal.report.digest import BuildDocument, DigestDocument, VerifyDocument
 from eroseal.report.document import Document
 from eroseal.report.gc import GcDocument
 from eroseal.report.inspect import InspectDocument
+from eroseal.report.inspect_stack import InspectStackDocument
 from eroseal.report.listing import LsDocument, StatDocument
+from eroseal.report.many import ManyDocument
 
 DOCUMENTS: Final[tuple[type[Document], ...]] = (
     BuildDocument,
@@ -19,8 +21,10 @@ DOCUMENTS: Final[tuple[type[Document], ...]] = (
     DigestDocument,
     GcDocument,
     InspectDocument,
+    InspectStackDocument,
     LsDocument,
+    ManyDocument,
     StatDocument,
     VerifyDocument,
 )
-"""One type a command; their schemas are in the manual."""
+"""One type a command, and one more for what `inspect` says of stacks; their schemas are in the manual."""

@@ -425,7 +425,7 @@ def test_a_manifest_that_claims_other_blobs_deceives_nobody(place: Place) -> Non
 
 def test_layers_that_are_missing_or_of_another_size_are_noticed(place: Place) -> None:
     store = place.store()
-    sample = sample_image((1,))
+    sample = sample_image((901,), 901)  # nobody else's: a registry keeps content once for all its repositories
     publish(store, "app", sample)
     layer = manifest_of(store.repository, "app")["layers"][0]
     file = place.file(layer["digest"])
@@ -447,7 +447,7 @@ def test_layers_that_are_missing_or_of_another_size_are_noticed(place: Place) ->
 
 
 def test_a_damaged_layer_is_found_by_whoever_reads_it(place: Place, store: OciStore) -> None:
-    digest, blob = sample_blob(2, blocks=40)
+    digest, blob = sample_blob(902, blocks=40)  # nobody else's, as above
     store.put_blob(digest, BytesAt(blob), jobs=1)
     found = store.prove(digest)
     assert found is not None

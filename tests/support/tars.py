@@ -24,7 +24,9 @@ def padded(data: bytes) -> bytes:
 
 
 def octal(value: int, width: int) -> bytes:
-    return b"%0*o\0" % (width - 1, value)
+    """A number in octal, or in base 256 where that has no room for it."""
+    digits = b"%0*o\0" % (width - 1, value)
+    return digits if value >= 0 and len(digits) == width else base256(value, width)
 
 
 def base256(value: int, width: int) -> bytes:
@@ -50,7 +52,7 @@ def header(
     """A header block; numbers that are bytes stand as they are."""
 
     def number(value: int | bytes, width: int) -> bytes:
-        return value.ljust(width, b"\0") if isinstance(value, bytes) else octal(value, width)
+        return value if isinstance(value, bytes) else octal(value, width)
 
     major, minor = (octal(part, 8) for part in rdev) if rdev else (bytes(8), bytes(8))
     start = name.ljust(100, b"\0") + number(mode, 8) + number(uid, 8) + number(gid, 8)

@@ -86,7 +86,8 @@ def read_archive(
     except (FormatError, UnsupportedError) as error:
         if error.where is not None:
             raise
-        raise type(error)(error.what, where=f"{name}: {reader.members.where()}", hint=error.hint) from error
+        kind = UnsupportedError if isinstance(error, UnsupportedError) else FormatError
+        raise kind(error.what, where=f"{name}: {reader.members.where()}", hint=error.hint) from error
 
 
 class _Reader:

@@ -155,7 +155,7 @@ class Names:
     def _enter(self, head: bytes) -> Node | None:
         """The directory of that path, made where it is missing; None for a place of AUFS's own."""
         node = self.root
-        parts = _components(head)
+        parts = _components(head, MAX_DEPTH - 1)
         if self._container and any(part.startswith(WHITEOUT_PREFIX) for part in parts):
             if any(part.startswith(AUFS_PREFIX) for part in parts):
                 return None
@@ -203,9 +203,9 @@ class Names:
             raise FormatError(f"more than {MAX_ARCHIVE_METADATA} bytes of names and attributes")
 
 
-def _components(path: bytes) -> list[bytes]:
+def _components(path: bytes, most: int = MAX_DEPTH) -> list[bytes]:
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
-    if len(parts) > MAX_DEPTH:
+    if len(parts) > most:
         raise FormatError(f"more than {MAX_DEPTH} levels of directories")
     for part in parts:
         if part == b"..":

@@ -191,11 +191,11 @@ def compress_layer(source: ReadAt, seal: SealDescriptor, size: int, fd: int, *, 
     offset = 0
     for data, frame in _frames(source, size, jobs or default_jobs()):
         whole.update(data)
-        if offset + len(data) == size and (position + len(frame)) % 4:
-            # The index should be aligned, and readers take all that lies before it for the last chunk (3.4.2).
-            frame += _skippable(bytes(-(position + len(frame)) % 4))
-        entries.append((position, offset, hashlib.sha256(frame).digest()))
-        append(frame)
+        odd = (position + len(frame)) % 4 if offset + len(data) == size else 0
+        # The index should be aligned, and readers take all that lies before it for the last chunk (3.4.2).
+        padded = frame + _skippable(bytes(4 - odd)) if odd else frame
+        entries.append((position, offset, hashlib.sha256(padded).digest()))
+        append(padded)
         offset += len(data)
     start = position
     index = encode_chunk_index(Compression.ZSTD, size, entries)

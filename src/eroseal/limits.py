@@ -149,8 +149,8 @@ MAX_UPLOAD_MEMORY: Final = 32 << 20
 """Bytes of parts on their way up that a process holds: four of 8 MiB keep 1 Gbit/s busy over 200 ms."""
 MAX_UPLOAD_PART: Final = 32 << 20
 """Bytes of one part of an upload: object stores take 10,000 of them, so objects may have 312 GiB."""
-MAX_SAVED_MEMBERS: Final = 1 << 16
-"""Members of a saved image's outer archive: four for each layer, and docker saves many images into one."""
+MAX_SAVED_MEMBERS: Final = 1 << 14
+"""Members of a saved image's outer archive: four for each layer, and some dozens of images in one archive."""
 
 # --- collections ---
 MAX_LEASED: Final = 4096

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
+from pathlib import Path
 from typing import Any
 
 from eroseal.readat import BytesAt
@@ -45,9 +46,15 @@ def put_image(
     *tars: bytes,
     tag: str | None = None,
     platform: tuple[str, str, str] = ("linux", "amd64", ""),
-    **fields: Any,
 ) -> Descriptor:
-    """An image of these layers, compressed with gzip; `fields` replace those of its manifest."""
+    """An image of these layers, compressed with gzip."""
+    return repository.put_manifest(image_manifest(repository, *tars, platform=platform), OCI_MANIFEST, tag=tag)
+
+
+def image_manifest(
+    repository: Repository, *tars: bytes, platform: tuple[str, str, str] = ("linux", "amd64", ""), **fields: Any
+) -> bytes:
+    """The manifest of an image whose contents are put; `fields` replace those of the manifest."""
     os_name, architecture, variant = platform
     config = {
         "os": os_name,
@@ -63,7 +70,16 @@ def put_image(
         "layers": [plain(put(repository, gzip.compress(tar, 1, mtime=0), f"{OCI_LAYER}+gzip")) for tar in tars],
         **fields,
     }
-    return repository.put_manifest(json.dumps(manifest).encode(), manifest["mediaType"], tag=tag)
+    return json.dumps(manifest).encode()
+
+
+def plant(layout: Path, data: bytes, media_type: str, tag: str) -> None:
+    """Put a manifest into an image layout that no honest tool would put there."""
+    descriptor = descriptor_of(data, media_type)
+    (layout / "blobs/sha256" / descriptor.digest[7:]).write_bytes(data)
+    index = json.loads((layout / "index.json").read_bytes())
+    index["manifests"].append({**plain(descriptor), "annotations": {"org.opencontainers.image.ref.name": tag}})
+    (layout / "index.json").write_text(json.dumps(index))
 
 
 def put_index(repository: Repository, entries: list[dict[str, Any]], *, tag: str | None = None) -> Descriptor:

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import click
 import pytest
+from tests.support.registry import Registry
 
 from eroseal.cli.main import VERBS, cli
 
 ROOT = Path(__file__).resolve().parents[2]
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LANGUAGES = frozenset({"sh", "sh root", "console", "text", "json", "toml", "ini", "python"})
-PEERS = ("fsverity", "veritysetup", "openssl", "mkfs.erofs", "fsck.erofs")
+LANGUAGES = frozenset({"sh", "sh root", "sh registry", "console", "text", "json", "toml", "ini", "python"})
+PEERS = ("fsverity", "veritysetup", "openssl", "mkfs.erofs", "fsck.erofs", "umoci")
 REFUSAL = re.compile(r"^! (.*)$", re.MULTILINE)
 REFUSED = r'status=0; \1 || status=$?; test "$status" = 3'
 PLACES = ("/usr/sbin", "/sbin")
@@ -57,10 +58,10 @@ def documents(language: str) -> list[Path]:
     return [path for path in DOCUMENTS if any(block.language == language for block in blocks_of(path))]
 
 
-def check_commands(script: str, directory: Path) -> None:
+def check_commands(script: str, directory: Path, **variables: str) -> None:
     """Run a document's commands; the first that fails ends them and the test."""
     places = [str(Path(sys.executable).parent), os.environ.get("EROSEAL_PEERS", ""), os.environ["PATH"], *PLACES]
-    environment = os.environ | {"PATH": os.pathsep.join(place for place in places if place)}
+    environment = os.environ | {"PATH": os.pathsep.join(place for place in places if place)} | variables
     done = subprocess.run(
         ["bash", "-euxo", "pipefail", "-c", REFUSAL.sub(REFUSED, script)],
         cwd=directory,
@@ -96,7 +97,22 @@ def test_commands_for_root_run(
     check_commands(script, tmp_path)
 
 
+@pytest.mark.parametrize("document", documents("sh registry"), ids=label)
+def test_commands_with_a_registry_run(
+    document: Path, tmp_path: Path, require_peer: Callable[[str], str], need_root: None
+) -> None:
+    script = commands_of(document, "sh registry")
+    need_peers(script, require_peer)
+    server = Registry(require_peer("docker-registry"), tmp_path / "registry")
+    (tmp_path / "work").mkdir()
+    try:
+        check_commands(script, tmp_path / "work", REGISTRY=server.host, HOME=str(tmp_path))
+    finally:
+        server.stop()
+
+
 def test_there_is_something_to_run() -> None:
+    assert ROOT / "docs/tutorial.md" in documents("sh registry")
     assert ROOT / "README.md" in documents("sh")
     assert ROOT / "README.md" in documents("sh root")
 
@@ -122,7 +138,7 @@ def code_of(document: Path) -> str:
     """Blocks of commands, and what stands between backticks: where a document names commands."""
     text = document.read_text(encoding="utf-8")
     inline = re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
-    return "\n".join([*inline, commands_of(document, "sh", "sh root", "console")])
+    return "\n".join([*inline, commands_of(document, "sh", "sh root", "sh registry", "console")])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=label)

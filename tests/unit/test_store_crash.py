@@ -21,6 +21,8 @@ from eroseal.readat import BytesAt
 from eroseal.store.atomic import is_temporary
 from eroseal.store.document import BlobInfo, ImageDocument
 from eroseal.store.fsck import check_store
+from eroseal.store.garbage import CollectOptions
+from eroseal.store.gc_local import collect_local
 from eroseal.store.local import LocalStore
 from eroseal.store.resolve import resolve
 from eroseal.store.single import write_single
@@ -162,6 +164,24 @@ def test_deleting_an_image(crash: Crash) -> None:
             store.delete_image("x")
         with pytest.raises(NotFoundError):
             store.image("x")
+
+
+def test_collecting_a_store(crash: Crash) -> None:
+    left = []
+    for root in crash(
+        "from eroseal.store.garbage import CollectOptions; from eroseal.store.gc_local import collect_local; "
+        "store.delete_image('x'); (store.path / 'leases').mkdir(); (store.path / 'leases' / ('0' * 32)).touch(); "
+        "os.utime(store.path / 'leases' / ('0' * 32), (1, 1)); collect_local(store, CollectOptions(grace=0.0))"
+    ):
+        store = no_damage(root)
+        assert store.image("other")[1] == [signature("new")]
+        left.append(check_store(store, data=False).unreferenced)
+        collect_local(store, CollectOptions(grace=0.0 if not store.has_image("x") else 1e9))
+        report = check_store(store)
+        assert report.findings == ()
+        assert store.has_image("x") or report.unreferenced == 0
+    assert left[-1] == 0
+    assert max(left) == 1
 
 
 def test_signing_in_a_store(crash: Crash) -> None:

@@ -157,16 +157,17 @@ class _Check:
         self.images = 0
         self.in_progress = 0
         self.sizes: dict[Digest, int] = {}
+        self.documents: dict[str, Document] = {}
         self.documented: dict[Digest, BlobInfo] = {}
 
     def run(self, *, data: bool, jobs: int | None, progress: Callable[[int], None] | None) -> None:
         self._top()
         self.sizes = dict(self._blob_files())
         # Images after blobs: a blob that was stored in between is looked up again, never reported missing.
-        documents = dict(self._documents())
-        for name, document in documents.items():
+        self.documents.update(self._documents())
+        for name, document in self.documents.items():
             self._image(name, document)
-        self._records(documents)
+        self._records()
         self._lease_files()
         for digest in list(self.sizes) if data else ():
             self._blob(digest, jobs=jobs, progress=progress)
@@ -277,6 +278,10 @@ class _Check:
         except ErosealError:
             return True
 
+    def _is_needed(self, digest: Digest) -> bool:
+        naming = (item for item in self.documents.items() if digest in {blob.digest for blob in item[1].blobs})
+        return any(self._is_current(name, document) for name, document in naming)
+
     def _devices(self, path: Path, document: ImageDocument) -> None:
         """The verified device table decides what an image consists of; its document must say the same."""
         if document.image not in self.sizes:
@@ -295,13 +300,13 @@ class _Check:
             what = "the document's blobs or their data sizes are not those of the image's device table"
             self._add("wrong-devices", path, what, "copy or build the image again")
 
-    def _records(self, documents: dict[str, Document]) -> None:
+    def _records(self) -> None:
         for entry in listing(self.store.path / "images"):
             name = record_owner(entry)
             if name is None:
                 continue
             path = self.store.path / "images" / entry
-            document = documents.get(name)
+            document = self.documents.get(name)
             if document is None or self.store.record_path(name, document.image) != path:
                 self._add("stray-record", path, "no image uses this record", "delete it")
                 continue
@@ -315,19 +320,18 @@ class _Check:
                 self._add("unreadable", path, error.what, "check permissions and the disk")
 
     def _lease_files(self) -> None:
-        place = DirectoryLeases(self.store)
+        place = self.store.path / LEASES_NAME
         try:
-            dead = read_leases(place, time.time()).dead
+            dead = read_leases(DirectoryLeases(self.store), time.time()).dead
         except ErosealError as error:
-            path = Path(error.where or self.store.path / LEASES_NAME)
-            self._add("stray-lease", path, error.what, "remove it; until then nothing can be collected")
+            hint = "remove it: nothing is collected while it is there"
+            self._add("stray-lease", Path(error.where or place), error.what, hint)
             return
         for name in dead:
-            path = self.store.path / LEASES_NAME / name
-            self._add("stray-lease", path, "of a writer that is gone", "gc removes it")
-        for name in listing(self.store.path / LEASES_NAME) if os.path.isdir(self.store.path / LEASES_NAME) else ():
+            self._add("stray-lease", place / name, "of a writer that is gone", "gc removes it")
+        for name in listing(place) if place.is_dir() else ():
             if not is_lease_name(name):
-                self._foreign(self.store.path / LEASES_NAME / name)
+                self._foreign(place / name)
 
     def _blob(self, digest: Digest, *, jobs: int | None, progress: Callable[[int], None] | None) -> None:
         path = self.store.blob_path(digest)
@@ -335,7 +339,7 @@ class _Check:
             with FileAt(path) as source:
                 self._scan(path, digest, source, jobs=jobs, progress=progress)
         except ErosealError as error:
-            if _status(path) is None and digest not in self.documented:
+            if _status(path) is None and not self._is_needed(digest):
                 del self.sizes[digest]  # collected meanwhile
                 return
             self._add("unreadable", path, error.what, "check permissions and the disk")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from dataclasses import replace
 from typing import Any
@@ -116,7 +117,7 @@ def test_schemas(kind: type[Document]) -> None:
     schema = json_schema(kind)
     assert schema["$schema"].startswith("https://json-schema.org/")
     main = schema["$defs"][kind.__name__]
-    name = kind.__name__.removesuffix("Document").lower()
+    name = re.sub("(?<!^)(?=[A-Z])", "-", kind.__name__.removesuffix("Document")).lower()
     assert main["properties"]["schema"]["enum"] == [f"eroseal.{name}/1"]
     assert all("description" in definition for definition in schema["$defs"].values())
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eroseal.cli import output
-from eroseal.cli.open import open_consistent
+from eroseal.cli.open import Layer, open_consistent
 from eroseal.cli.params import FILE, device_option, json_option, reference_argument, verb
 from eroseal.cli.remote import remote_options
 from eroseal.cli.signing import Signing, statement_options
@@ -18,9 +18,7 @@ from eroseal.errors import UsageError
 
 if TYPE_CHECKING:
     from eroseal.report.digest import BlobEntry
-    from eroseal.store.protocol import StoredImage
     from eroseal.store.remote import RemoteOptions
-    from eroseal.trust.image import UnverifiedImage
 
 
 @verb("digest", "Print an image's digest.")
@@ -38,7 +36,7 @@ def command(
     as_json: bool,
     remote: RemoteOptions,
 ) -> None:
-    """Print the digest of the image REF.
+    """Print the digest of the image or stack REF.
 
     Each blob is checked against its own seal, which does not say who made the image.
 
@@ -50,33 +48,34 @@ def command(
     if to_sign is not None and as_json and str(to_sign) == "-":
         raise UsageError("--json and --to-sign - both want standard output")
     signing.check()
-    with open_consistent(reference, devices=devices, remote=remote) as (stored, image):
-        entries = _entries(stored, image)
-        digest = image.digest
+    with open_consistent(reference, devices=devices, remote=remote) as opened:
+        entries = [entry for layer in opened.layers for entry in _entries(layer)]
+        digest = opened.image.digest
     assert digest is not None
     if to_sign is not None:
         _write(to_sign, signing.statement(digest).encode())
         if str(to_sign) == "-":
             return
     if as_json:
+        from eroseal.format.statement import StackDigest
         from eroseal.report.digest import digest_document
 
-        output.document(digest_document(entries))
+        output.document(digest_document(entries, stack=digest if isinstance(digest, StackDigest) else None))
     else:
         output.result(str(digest))
 
 
-def _entries(stored: StoredImage, image: UnverifiedImage) -> list[BlobEntry]:
-    """Every blob of the image, opened, so that each is what its name says."""
+def _entries(layer: Layer) -> list[BlobEntry]:
+    """Every blob of an image, opened, so that each is what its name says."""
     from eroseal.report.digest import Role, blob_entry
     from eroseal.trust.blob import SelfConsistentBlob
 
     entries = []
-    for number in range(len(image.devices) + 1):
-        blob = image.device(number - 1) if number else image.meta
+    for number in range(len(layer.image.devices) + 1):
+        blob = layer.image.device(number - 1) if number else layer.image.meta
         assert isinstance(blob, SelfConsistentBlob)
         role: Role = "data" if number else "meta"
-        path = stored.blob_path(blob.digest)
+        path = layer.stored.blob_path(blob.digest)
         entries.append(
             blob_entry(
                 blob.descriptor,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from eroseal.cli import output
-from eroseal.cli.open import open_consistent
+from eroseal.cli.open import Opened, open_consistent
 from eroseal.cli.params import FILE, device_option, reference_argument, sync_option, verb
 from eroseal.cli.remote import remote_options
 from eroseal.cli.signing import Signing, signing_options
@@ -18,11 +18,9 @@ from eroseal.errors import AuthenticityError, KeyMaterialError, NotFoundError, U
 from eroseal.limits import MAX_SIGNATURE
 
 if TYPE_CHECKING:
-    from eroseal.format.digest import Digest
     from eroseal.format.record import RecordEntry
-    from eroseal.format.statement import Statement
+    from eroseal.format.statement import ImageDigest, Statement
     from eroseal.store.remote import RemoteOptions
-    from eroseal.trust.image import UnverifiedImage
 
 
 @verb("sign", "Add a signature to an image.")
@@ -44,7 +42,7 @@ def command(
     no_sync: bool,
     remote: RemoteOptions,
 ) -> None:
-    """Sign the image REF with a key and its certificate, with an Ed25519 key, or both.
+    """Sign the image or stack REF with a key and its certificate, with an Ed25519 key, or both.
 
     What is about to be signed is shown on standard error. The image is checked against its own seals, which does not
     say who made it: --expect DIGEST refuses any other image.
@@ -59,10 +57,17 @@ def command(
     elif not signing.wanted:
         raise UsageError("nobody to sign as", hint="give --key and --cert, --ed25519, or --attach")
     signers = [] if attach is not None else signing.load()
-    with open_consistent(reference, devices=devices, durable=not no_sync, remote=remote) as (stored, image):
-        digest = _expected(image, expect, reference)
-        for number in range(len(image.devices)):
-            image.device(number)  # each data blob must be there, and be what the image says
+    with open_consistent(reference, devices=devices, durable=not no_sync, remote=remote) as opened:
+        digest = _expected(opened, expect)
+        if opened.is_stack and (signing.for_kernel or signing.for_bootloader):
+            raise UsageError(
+                "kernels and bootloaders know no signature over a stack",
+                where=reference,
+                hint="eroseal export --layer N gives layers, which can be signed so",
+            )
+        for image in (layer.image for layer in opened.layers):
+            for number in range(len(image.devices)):
+                image.device(number)  # each data blob must be there, and be what the image says
         from eroseal.seal.sign import adding, sign_image
 
         if attach is not None and statement_file is not None:
@@ -70,40 +75,48 @@ def command(
         else:
             statement = signing.statement(digest)
             for signer in signers:
-                _announce(statement, image, signer.label)
+                _announce(statement, opened, signer.label)
             entries = sign_image(
                 statement,
                 signers,
-                root_hash=_root_hash(image) if signing.for_kernel else None,
+                root_hash=_root_hash(opened) if signing.for_kernel else None,
                 for_bootloader=signing.for_bootloader,
             )
-        stored.update_record(adding(entries))
+        assert opened.stored is not None
+        opened.stored.update_record(adding(entries))
     output.result(str(digest))
 
 
-def _expected(image: UnverifiedImage, expect: str | None, reference: str) -> Digest:
-    from eroseal.format.digest import Digest
+def _expected(opened: Opened, expect: str | None) -> ImageDigest:
+    from eroseal.format.statement import parse_image_digest
 
-    digest = image.digest
+    digest = opened.image.digest
     assert digest is not None
-    if expect is not None and Digest.parse(expect) != digest:
-        raise AuthenticityError(f"the image is {digest}, not {expect}: not signed", where=reference)
+    if expect is not None and parse_image_digest(expect) != digest:
+        raise AuthenticityError(f"the image is {digest}, not {expect}: not signed", where=opened.reference)
     return digest
 
 
-def _root_hash(image: UnverifiedImage) -> bytes:
+def _root_hash(opened: Opened) -> bytes:
+    """Of the meta blob's tree."""
     from eroseal.trust.blob import SelfConsistentBlob
 
-    assert isinstance(image.meta, SelfConsistentBlob)
-    return image.meta.descriptor.root_hash
+    meta = opened.layers[0].image.meta
+    assert isinstance(meta, SelfConsistentBlob)
+    return meta.descriptor.root_hash
 
 
-def _announce(statement: Statement, image: UnverifiedImage, label: str) -> None:
+def _announce(statement: Statement, opened: Opened, label: str) -> None:
     from eroseal.report.document import size_text
 
     created = datetime.datetime.fromtimestamp(min(statement.created, 253402300799), datetime.UTC)
-    size = image.meta.size + sum(device.size for device in image.devices)
-    blobs = output.counted(len(image.devices), "data blob")
+    devices = [device for layer in opened.layers for device in layer.image.devices]
+    if opened.is_stack:
+        devices = list(dict.fromkeys(devices))  # layers share data blobs
+    size = sum(layer.image.meta.size for layer in opened.layers) + sum(device.size for device in devices)
+    blobs = output.counted(len(devices), "data blob")
+    if opened.is_stack:
+        blobs = f"{output.counted(len(opened.layers), 'layer')}, {blobs}"
     output.note(
         f"signing {statement.digest} (unverified, {blobs}, {size_text(size)}) as "
         f"{statement.name!r} version {statement.version}, created {created:%Y-%m-%d %H:%M:%SZ}, with {label}"
@@ -118,7 +131,7 @@ def _check_attach(signing: Signing, statement_file: Path | None) -> None:
         raise UsageError("--attach goes with --statement and, for Ed25519, with --ed25519 PUB.pem only")
 
 
-def _attached(attach: Path, statement_file: Path, signing: Signing, digest: Digest) -> RecordEntry:
+def _attached(attach: Path, statement_file: Path, signing: Signing, digest: ImageDigest) -> RecordEntry:
     """The entry for a signature made elsewhere, if it is good and about this image."""
     from eroseal.crypto.signers import accept_cms, accept_ed25519
     from eroseal.seal.sign import attached_entry

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from eroseal.cli import output
-from eroseal.cli.open import Opened, open_trusted
+from eroseal.cli.open import Layer, Opened, open_trusted
 from eroseal.cli.params import FILE, REFERENCE, device_option, jobs_option, json_option, verb
 from eroseal.cli.remote import remote_options
 from eroseal.cli.trust import Trust, trust_options
@@ -26,10 +26,13 @@ from eroseal.errors import (
 )
 
 if TYPE_CHECKING:
+    from eroseal.format.digest import Digest, TreeParams
+    from eroseal.image.check import CheckResult
     from eroseal.report.digest import BlobVerdict
     from eroseal.store.protocol import OpenBlob
     from eroseal.store.remote import RemoteOptions
     from eroseal.trust.blob import SelfConsistentBlob
+    from eroseal.trust.policy import TrustDecision
     from eroseal.trust.scan import BadBlock
 
 _SHOWN = 20
@@ -78,6 +81,8 @@ class _Run:
         self._as_json = as_json
         self._trusted_by: str | None = None
         self._verdicts: list[BlobVerdict] = []
+        self._judged: dict[tuple[Digest, int, TreeParams], BlobVerdict] = {}
+        self._scanned: dict[Digest, BlobVerdict] = {}
         self._errors: list[ErosealError] = []
         self._bytes = 0
         self._opened = False
@@ -113,21 +118,24 @@ class _Run:
     def image(self, reference: str, trust: Trust, devices: Sequence[Path], remote: RemoteOptions) -> None:
         """A whole image."""
         from eroseal.report.document import size_text
-        from eroseal.trust.image import VerifiedImage
 
         with open_trusted(reference, trust, devices=devices, remote=remote) as opened:
             if opened.stored is None:
                 raise FormatError("not sealed: there is nothing to verify", where=reference, hint="eroseal seal")
             self._opened = True
-            image = opened.image
-            if isinstance(image, VerifiedImage):
-                self._trusted_by = image.trusted_by
-            self._blobs(opened)
+            decision = opened.decision
+            if decision is not None:
+                self._trusted_by = decision.trusted_by
+            layers = opened.layers
+            for layer in layers:
+                self._blobs(layer)
             if not self._errors:
                 self._structure(opened)
-                by = f"trusted by {_grounds(image)}" if isinstance(image, VerifiedImage) else "whole, but unverified"
+                by = "whole, but unverified" if decision is None else f"trusted by {_grounds(decision)}"
                 blobs = output.counted(len(self._verdicts), "blob")
-                self._summary = f"ok: {image.digest}, {by}; {blobs}, {size_text(self._bytes)}"
+                if opened.is_stack:
+                    blobs = f"{output.counted(len(layers), 'layer')}, {output.counted(len(self._scanned), 'blob')}"
+                self._summary = f"ok: {opened.image.digest}, {by}; {blobs}, {size_text(self._bytes)}"
 
     def lone_blob(self, path: Path, trust: Trust) -> None:
         """One blob, under a digest."""
@@ -145,33 +153,43 @@ class _Run:
             self._scan(source, open_blob(source, expected))
         self._summary = f"ok: {expected}, trusted by digest; 1 blob, {size_text(self._bytes)}"
 
-    def _blobs(self, opened: Opened) -> None:
-        """The meta blob, then the data blobs; one that serves as several devices is read once."""
+    def _blobs(self, layer: Layer) -> None:
+        """The meta blob, then the data blobs; one that serves as several devices or layers is read once."""
         from eroseal.trust.blob import SelfConsistentBlob
 
-        stored, image = opened.stored, opened.image
-        assert stored is not None
-        assert isinstance(image.meta, SelfConsistentBlob)
-        self._scan(stored.meta, image.meta)
-        seen: dict[str, BlobVerdict] = {}
-        for number, device in enumerate(image.devices):
-            assert device.digest is not None
-            name = str(device.digest)
-            if name in seen:
-                self._verdicts.append(seen[name])
+        stored, meta = layer.stored, layer.image.meta
+        assert isinstance(meta, SelfConsistentBlob)
+        if not self._known(meta):
+            self._scan(stored.meta, meta)
+        for number, device in enumerate(layer.image.devices):
+            digest = device.digest
+            assert digest is not None
+            # What is asked of a blob differs between layers that share it, not only its digest.
+            demand = (digest, device.size, meta.params)
+            if demand in self._judged:
+                self._verdicts.append(self._judged[demand])
                 continue
+            before = len(self._verdicts)
             try:
-                blob = image.device(number)
+                blob = layer.image.device(number)
                 assert isinstance(blob, SelfConsistentBlob)
-                with contextlib.closing(stored.open_data(device.digest)) as source:
-                    self._scan(source, blob)
+                if not self._known(blob):
+                    with contextlib.closing(stored.open_data(digest)) as source:
+                        self._scan(source, blob)
             except (VerificationError, FormatError, NotFoundError) as error:
-                if not self._verdicts or self._verdicts[-1].digest != name:
-                    self._judge(name, ok=False)
+                if len(self._verdicts) == before:
+                    self._judge(str(digest), ok=False)
                 if not self._keep_going:
                     raise
                 self._errors.append(error)
-            seen[name] = self._verdicts[-1]
+            self._judged[demand] = self._verdicts[-1]
+
+    def _known(self, blob: SelfConsistentBlob) -> bool:
+        """Whether a blob was scanned before; if so, what was found is said again."""
+        verdict = self._scanned.get(blob.digest)
+        if verdict is not None:
+            self._verdicts.append(verdict)
+        return verdict is not None
 
     def _scan(self, source: OpenBlob, blob: SelfConsistentBlob) -> None:
         from eroseal.trust.scan import scan_blob
@@ -184,6 +202,7 @@ class _Run:
                 raise
         self._bytes += blob.size
         self._judge(str(blob.digest), ok=not bad, bad=[(block.level, block.index, block.offset) for block in bad])
+        self._scanned[blob.digest] = self._verdicts[-1]
         if bad:
             self._list(blob, bad)
 
@@ -206,25 +225,48 @@ class _Run:
 
     def _structure(self, opened: Opened) -> None:
         """What integrity does not say: that the image is one that a kernel may be shown."""
-        from eroseal.image.check import check_image
-
-        reader = opened.reader()
+        compressed = total = 0
+        texts: list[str] = []
         with output.Progress("checking", unit="files", quiet=self._as_json) as progress:
-            found = check_image(reader, progress=progress.set)
+            for label, found in _checked(opened, progress):
+                texts += [label + text for text in found.warnings]
+                total += found.warnings_total
+                compressed += found.compressed
         warnings = output.Warnings()
-        for text in found.warnings:
+        for text in texts:
             warnings(text)
-        warnings.finish(found.warnings_total)
-        if found.compressed:
-            output.warn(f"{output.counted(found.compressed, 'compressed file')}: where the data lies was not checked")
+        warnings.finish(total)
+        if compressed:
+            output.warn(f"{output.counted(compressed, 'compressed file')}: where the data lies was not checked")
 
 
-def _grounds(image: object) -> str:
+def _checked(opened: Opened, progress: output.Progress) -> Iterator[tuple[str, CheckResult]]:
+    """The structure of each image, with what to call it, and of the tree that a stack's layers make together."""
+    from eroseal.image.check import check_image
+
+    if not opened.is_stack:
+        yield "", check_image(opened.layers[0].reader(), progress=progress.set)
+        return
+    done = 0
+    layers = {layer.image.digest: (number, layer) for number, layer in enumerate(opened.layers, 1)}
+    for number, layer in layers.values():
+
+        def advance(count: int, before: int = done) -> None:
+            progress.set(before + count)
+
+        try:
+            found = check_image(layer.reader(), progress=advance)
+        except (FormatError, UnsupportedError) as error:
+            where = f"layer {number}" + (f", {error.where}" if error.where else "")
+            raise type(error)(error.what, where=where, hint=error.hint) from error
+        done += found.inodes
+        yield f"layer {number}: ", found
+    for _ in opened.reader().walk():
+        progress.add(1)
+
+
+def _grounds(decision: TrustDecision) -> str:
     """Who vouches for an image, in a few words."""
-    from eroseal.trust.image import VerifiedImage
-
-    assert isinstance(image, VerifiedImage)
-    decision = image.decision
     text = decision.trusted_by + (f" {decision.signer}" if decision.signer else "")
     if decision.statement is not None:
         text += f" as {decision.statement.name!r} version {decision.statement.version}"

@@ -12,6 +12,7 @@ from typing import Literal
 
 from eroseal.crypto.blocks import is_zero
 from eroseal.format.digest import Digest
+from eroseal.format.statement import ImageDigest
 from eroseal.image.extents import Extent
 from eroseal.image.inode import Inode
 from eroseal.image.view import BlobKey, TreeView
@@ -231,7 +232,7 @@ class DiffDocument(Document, frozen=True, kw_only=True):
     new_blobs: list[str]
 
 
-def diff_document(diff: Diff, *, first: Digest | None = None, second: Digest | None = None) -> DiffDocument:
+def diff_document(diff: Diff, *, first: ImageDigest | None = None, second: ImageDigest | None = None) -> DiffDocument:
     """The document for a diff.
 
     Args:

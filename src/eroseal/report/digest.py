@@ -12,6 +12,7 @@ import msgspec
 
 from eroseal.format.digest import Digest
 from eroseal.format.fsverity import Descriptor
+from eroseal.format.statement import StackDigest
 from eroseal.report.document import Document
 
 Role = Literal["meta", "data"]
@@ -22,7 +23,7 @@ class BlobEntry(Document, frozen=True, kw_only=True):
 
     Args:
         digest: its name, ``fsverity-sha256-12:HEX``.
-        role: the first blob is the meta blob, the others are data blobs in device order.
+        role: an image's first blob is its meta blob, the others are data blobs in device order.
         data_size: bytes of the data region.
         root_hash: of its Merkle tree, in hex.
         size: bytes of the whole blob, seal included.
@@ -38,7 +39,13 @@ class BlobEntry(Document, frozen=True, kw_only=True):
 
 
 class DigestDocument(Document, frozen=True, kw_only=True):
-    """What `digest --json` prints."""
+    """What `digest --json` prints.
+
+    Args:
+        image: the image digest, or that of a stack.
+        encrypted: whether it has key envelopes.
+        blobs: those of the image; of a stack those of the lowest layer, then of the next one, and so on.
+    """
 
     schema: Literal["eroseal.digest/1"] = "eroseal.digest/1"
     image: str
@@ -97,7 +104,7 @@ class VerifyDocument(Document, frozen=True, kw_only=True):
     Args:
         ok: everything that was asked for holds.
         trusted_by: the option that decided, such as ``digest`` or ``cert``; null with ``--insecure``.
-        blobs: the meta blob first, data blobs in device order.
+        blobs: the meta blob first, data blobs in device order; of a stack layer by layer, the lowest first.
         seconds: wall time.
     """
 
@@ -130,9 +137,11 @@ def blob_entry(
     )
 
 
-def digest_document(blobs: Sequence[BlobEntry], *, encrypted: bool = False) -> DigestDocument:
-    """The document for an image's blobs, the meta blob first."""
-    return DigestDocument(image=blobs[0].digest, encrypted=encrypted, blobs=list(blobs))
+def digest_document(
+    blobs: Sequence[BlobEntry], *, stack: StackDigest | None = None, encrypted: bool = False
+) -> DigestDocument:
+    """The document for an image's blobs, the meta blob first, or for those of all layers of a stack."""
+    return DigestDocument(image=str(stack or blobs[0].digest), encrypted=encrypted, blobs=list(blobs))
 
 
 def digest_text(document: DigestDocument) -> str:

@@ -14,12 +14,13 @@ from eroseal.format import erofs
 from eroseal.format.record import CHUNK_MAP, DESCRIPTOR, KEY_ENVELOPE, RecordEntry
 from eroseal.image.inode import Inode
 from eroseal.image.reader import ImageReader
+from eroseal.image.view import TreeView
 from eroseal.report.document import Document
 from eroseal.report.listing import TYPE_OF_IFMT, FileType
 from eroseal.report.signers import RecordEntryInfo, SignerInfo, describe_signers, entry_info
 from eroseal.report.usage import Ranges, Usage
 from eroseal.trust.blob import SelfConsistentBlob
-from eroseal.trust.image import VerifiedImage
+from eroseal.trust.image import UnverifiedImage, VerifiedImage
 
 _COMPAT: Final = {
     erofs.COMPAT_SB_CHKSUM: "sb_chksum",
@@ -181,7 +182,7 @@ def inspect_image(reader: ImageReader, *, record: Sequence[RecordEntry] = ()) ->
     meta = source.meta
     sealed = meta if isinstance(meta, SelfConsistentBlob) else None
     digest = None if sealed is None else sealed.digest
-    survey = _Survey(reader)
+    survey = Survey(reader)
     survey.run()
     verified = isinstance(source, VerifiedImage)
     return InspectDocument(
@@ -190,7 +191,7 @@ def inspect_image(reader: ImageReader, *, record: Sequence[RecordEntry] = ()) ->
         trusted_by=source.trusted_by if isinstance(source, VerifiedImage) else None,
         encrypted=any(entry.type == KEY_ENVELOPE for entry in record),
         superblock=_superblock_info(reader),
-        devices=survey.devices(),
+        devices=survey.devices(source),
         space=survey.space(),
         files=survey.files(),
         seal=None if sealed is None else _seal_info(sealed),
@@ -199,16 +200,21 @@ def inspect_image(reader: ImageReader, *, record: Sequence[RecordEntry] = ()) ->
     )
 
 
-class _Survey:
-    """One walk over an image, counting."""
+class Survey:
+    """One walk over an image, or over a stack of images as it is seen when mounted, counting.
 
-    def __init__(self, reader: ImageReader) -> None:
+    Args:
+        reader: of the tree.
+    """
+
+    def __init__(self, reader: TreeView) -> None:
         self._reader = reader
         self._usage = Usage(reader)
         self._names = self._hard_links = self._xattrs = self._compressed = self._inline = 0
         self._by_type: dict[FileType, int] = dict.fromkeys(TYPE_OF_IFMT.values(), 0)
 
     def run(self) -> None:
+        """Walk and count; raises FormatError."""
         for _, inode in self._reader.walk():
             self._names += 1
             if not self._usage.first(inode):
@@ -227,8 +233,9 @@ class _Survey:
             self._compressed += inode.size
         self._inline += self._reader.inline_size(inode)
 
-    def devices(self) -> list[DeviceEntry]:
-        sizes = [self._reader.source.meta.size, *(device.size for device in self._reader.source.devices)]
+    def devices(self, source: VerifiedImage | UnverifiedImage) -> list[DeviceEntry]:
+        """What an image consists of, and how much of it the files use."""
+        sizes = [source.meta.size, *(device.size for device in source.devices)]
         # An unsealed image may have its data blobs in the same file, behind the meta blob.
         return [
             DeviceEntry(
@@ -241,6 +248,7 @@ class _Survey:
         ]
 
     def space(self) -> SpaceInfo:
+        """Where file contents are."""
         usage = self._usage
         stored = usage.stored_bytes()
         shared_bytes, shared_runs = usage.shared_inside()
@@ -256,6 +264,7 @@ class _Survey:
         )
 
     def files(self) -> FilesInfo:
+        """What kinds of files there are."""
         return FilesInfo(
             names=self._names,
             by_type={kind: count for kind, count in self._by_type.items() if count},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from eroseal.report.document import shown, size_text, table
 from eroseal.report.inspect import InspectDocument
+from eroseal.report.inspect_stack import InspectStackDocument
 from eroseal.report.listing import time_text
 from eroseal.report.signers import SignerInfo
 
@@ -15,14 +16,33 @@ def inspect_text(document: InspectDocument) -> str:
     return "\n\n".join("\n".join(table(rows)) for rows in sections)
 
 
+def inspect_stack_text(document: InspectStackDocument) -> str:
+    """What `inspect` prints of a stack without ``--json``: the whole, then layer by layer."""
+    rows = [
+        ("stack", document.image),
+        ("layers", str(len(document.layers))),
+        ("contents", _contents(document)),
+    ]
+    if document.encrypted:
+        rows.append(("encrypted", "yes"))
+    rows += [("record entry", f"{entry.type} {entry.name}, {size_text(entry.size)}") for entry in document.image_record]
+    sections = [rows, _content_rows(document), *(_signer_rows(signer) for signer in document.signers)]
+    for number, layer in enumerate(document.layers, 1):
+        head = [("layer", f"{number} of {len(document.layers)}")]
+        sections += [head + _image_rows(layer), _content_rows(layer), _device_rows(layer)]
+    return "\n\n".join("\n".join(table(section)) for section in sections)
+
+
+def _contents(document: InspectDocument | InspectStackDocument) -> str:
+    by = "" if document.trusted_by is None else f" (by {document.trusted_by})"
+    return document.contents + by
+
+
 def _image_rows(document: InspectDocument) -> list[tuple[str, str]]:
     superblock, seal = document.superblock, document.seal
-    contents: str = document.contents
-    if document.trusted_by is not None:
-        contents += f" (by {document.trusted_by})"
     rows = [
         ("image", document.image or "not sealed"),
-        ("contents", contents),
+        ("contents", _contents(document)),
         ("block size", str(superblock.block_size)),
         ("image time", time_text(superblock.epoch)),
         ("uuid", superblock.uuid),
@@ -42,7 +62,7 @@ def _image_rows(document: InspectDocument) -> list[tuple[str, str]]:
     return rows
 
 
-def _content_rows(document: InspectDocument) -> list[tuple[str, str]]:
+def _content_rows(document: InspectDocument | InspectStackDocument) -> list[tuple[str, str]]:
     space, files = document.space, document.files
     kinds = ", ".join(f"{count} {kind}" for kind, count in files.by_type.items())
     rows = [

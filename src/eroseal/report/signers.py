@@ -13,9 +13,8 @@ from eroseal.crypto.cms import parse_cms, verify_cms
 from eroseal.crypto.x509 import subject_text
 from eroseal.errors import AuthenticityError, FormatError
 from eroseal.format import record
-from eroseal.format.digest import Digest
 from eroseal.format.record import RecordEntry
-from eroseal.format.statement import ImageSignature, SignatureKind, Statement
+from eroseal.format.statement import ImageDigest, ImageSignature, SignatureKind, Statement
 from eroseal.report.document import Document
 
 SignatureForm = Literal["cms", "ed25519", "fsverity", "dmverity", "bootloader", "unknown"]
@@ -115,12 +114,12 @@ def entry_info(entry: RecordEntry) -> RecordEntryInfo:
     return RecordEntryInfo(type=entry.type, name=ENTRY_NAMES.get(entry.type, "unknown"), size=len(entry.value))
 
 
-def describe_signers(entries: Sequence[RecordEntry], image: Digest | None) -> list[SignerInfo]:
+def describe_signers(entries: Sequence[RecordEntry], image: ImageDigest | None) -> list[SignerInfo]:
     """What the signatures of an image record say.
 
     Args:
         entries: of the image record; others than signatures are passed over.
-        image: digest of the image at hand, if it is sealed.
+        image: digest of the image or stack at hand, if it is sealed.
     """
     found = []
     for entry in entries:
@@ -131,7 +130,7 @@ def describe_signers(entries: Sequence[RecordEntry], image: Digest | None) -> li
     return found
 
 
-def _image_signature(value: bytes, image: Digest | None) -> SignerInfo:
+def _image_signature(value: bytes, image: ImageDigest | None) -> SignerInfo:
     try:
         signature = ImageSignature.parse(value)
         statement = Statement.parse(signature.statement)

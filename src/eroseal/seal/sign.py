@@ -23,7 +23,7 @@ from eroseal.format.record import (
     IMAGE_SIGNATURE,
     RecordEntry,
 )
-from eroseal.format.statement import ImageSignature, Statement
+from eroseal.format.statement import ImageDigest, ImageSignature, Statement
 from eroseal.limits import MAX_IMAGE_SIGNATURES
 
 _COUNTED = frozenset({IMAGE_SIGNATURE, FSVERITY_SIGNATURE, BOOTLOADER_SIGNATURE})
@@ -87,7 +87,7 @@ def bootloader_entries(digest: Digest, signers: Sequence[Signer]) -> list[Record
     return [RecordEntry(BOOTLOADER_SIGNATURE, signer.sign_raw(content)) for signer in found]
 
 
-def attached_entry(signature: ImageSignature, digest: Digest, *, where: str) -> RecordEntry:
+def attached_entry(signature: ImageSignature, digest: ImageDigest, *, where: str) -> RecordEntry:
     """The entry for a signature that was made elsewhere and found good.
 
     Args:

@@ -18,7 +18,15 @@ from eroseal.store.atomic import output_error, remove_abandoned
 from eroseal.store.batch import BlobBatch
 from eroseal.store.blobwriter import LocalBlobWriter
 from eroseal.store.copying import copy_source
-from eroseal.store.layout import digest_of_path, is_blob_prefix, is_plain_file, kept_size, listing
+from eroseal.store.layout import (
+    LEASES_NAME,
+    PARTIAL_PREFIX,
+    digest_of_path,
+    is_blob_prefix,
+    is_plain_file,
+    kept_size,
+    listing,
+)
 from eroseal.store.protocol import BlobStore, Progress
 
 if TYPE_CHECKING:
@@ -182,6 +190,14 @@ class LocalBlobs:
             raise output_error(error, path, "cannot remove") from error
 
     def remove_abandoned(self) -> list[Path]:
-        """Remove the temporary files of writers that were killed; those of living ones stay."""
+        """Remove the temporary files of writers that were killed; those of living ones stay. Never raises.
+
+        What has arrived of a blob stays, too, for whoever wants the rest, unless the blob is there.
+        """
         self._cleaned = True
-        return remove_abandoned(self.path / "blobs") + remove_abandoned(self.path / "images")
+        removed = [path for name in ("blobs", "images", LEASES_NAME) for path in remove_abandoned(self.path / name)]
+        if any(self.path.glob(f"blobs/{PARTIAL_PREFIX}*")):
+            from eroseal.store.partial import remove_needless  # noqa: PLC0415 - few stores have any
+
+            removed += remove_needless(self.path / "blobs")
+        return removed

@@ -30,7 +30,7 @@ from eroseal.limits import MAX_BAD_BLOCKS, MAX_TRANSFER_BLOB
 from eroseal.readat import FileAt, ReadAt
 from eroseal.store.atomic import make_directory, output_error, sync_directory
 from eroseal.store.lanes import Lanes, SharedFds
-from eroseal.store.layout import PARTIAL_PREFIX, kept_size
+from eroseal.store.layout import PARTIAL_PREFIX, complete_size, kept_size
 from eroseal.store.protocol import Progress
 
 PIECE_SIZE: Final = 1 << 20
@@ -122,6 +122,17 @@ def remove_partial(path: Path) -> bool:
         return _remove(path)
     finally:
         os.close(fd)
+
+
+def remove_needless(blobs: Path) -> list[Path]:
+    """Remove partials whose blobs are there, as somebody leaves them who is killed at the very end; never raises."""
+    removed = []
+    for path in blobs.glob(f"{PARTIAL_PREFIX}*"):
+        digits = path.name.removeprefix(PARTIAL_PREFIX)
+        with contextlib.suppress(ErosealError):
+            if complete_size(blobs / digits[:2] / digits[2:]) is not None and remove_partial(path):
+                removed.append(path)
+    return removed
 
 
 class _Partial:

@@ -26,6 +26,11 @@ _HELPER_VARIABLES: Final = frozenset(
     {"PATH", "HOME", "XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS", "GNUPGHOME", "PASSWORD_STORE_DIR"}
 )
 """What credential helpers need to find their programs, keyrings and agents."""
+_NETWORK_VARIABLES: Final = frozenset(
+    {"SSL_CERT_FILE", "SSL_CERT_DIR", "HTTPS_PROXY", "https_proxy", "http_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY",
+     "no_proxy"}
+)  # fmt: skip
+"""Authorities and proxies, as other programs name them. HTTP_PROXY in capitals may be a request's header (CGI)."""
 
 
 def remote_settings(
@@ -56,7 +61,7 @@ def remote_settings(
         environment=tuple(
             (name, value)
             for name, value in sorted(environment.items())
-            if name.startswith(_STORE_PREFIXES) or name in _HELPER_VARIABLES
+            if name.startswith(_STORE_PREFIXES) or name in _HELPER_VARIABLES | _NETWORK_VARIABLES
         ),
     )
 

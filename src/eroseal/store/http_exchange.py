@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from eroseal.errors import AccessError, RemoteError, UsageError
 from eroseal.store.http_rules import (
+    LOG_IN,
     MAX_REDIRECTS,
     REDIRECTS,
     address_fault,
@@ -170,7 +171,7 @@ class Exchange:
             return response, used
         self._drain(response)
         if not auth.challenged(response.headers.get_list("www-authenticate"), used):
-            raise AccessError("refused without the right credentials (401)", where=shown(target), hint="log in first")
+            raise AccessError("refused without the right credentials (401)", where=shown(target), hint=LOG_IN)
         used = auth.authorization()
         return self._send(method, target, headers, content, used), used
 

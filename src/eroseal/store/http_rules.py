@@ -29,6 +29,8 @@ MAX_ERROR_TEXT: Final = 200
 MAX_RETRY_AFTER: Final = 60.0
 """Seconds of Retry-After that are waited: a server that needs longer gets the request, and may refuse again."""
 
+LOG_IN: Final = "log in as for other container tools, with podman or docker login"
+"""What a user can do about missing credentials."""
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PASSING: Final = frozenset({408, 425, 429})
 # Servers that do not know the method or the protocol will not learn it.
@@ -156,7 +158,7 @@ def status_error(status: int, where: str, words: str, headers: Mapping[str, str]
     """
     said = f": {words}" if words else ""
     if status == 401:
-        return AccessError(f"refused without the right credentials (401){said}", where=where, hint="log in first")
+        return AccessError(f"refused without the right credentials (401){said}", where=where, hint=LOG_IN)
     if status == 403:
         return AccessError(f"refused access (403){said}", where=where, hint="these credentials do not suffice")
     if status in (404, 410):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from eroseal.errors import UnsupportedError
 from eroseal.store.local import LocalStore
@@ -20,16 +20,6 @@ from eroseal.store.remote import RemoteOptions
 
 if TYPE_CHECKING:
     from eroseal.store.oci.repository import Repository
-
-_ARCHITECTURES: Final = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv7l": "arm",
-    "armv6l": "arm",
-    "i686": "386",
-    "loongarch64": "loong64",
-}
-"""What Go, and so OCI, calls a machine that Linux calls otherwise."""
 
 
 def open_store(
@@ -82,8 +72,8 @@ def open_store(
 
 
 def _oci_store(repository: Repository, options: RemoteOptions, *, compress: bool) -> Store:
+    from eroseal.store.oci.platform import machine_target  # noqa: PLC0415
     from eroseal.store.oci.store import OciStore  # noqa: PLC0415
 
-    machine = os.uname().machine
-    architecture = _ARCHITECTURES.get(machine, machine)
+    architecture = machine_target(os.uname().machine).architecture
     return OciStore(repository, architecture=architecture, compress=compress, parallel=options.parallel)

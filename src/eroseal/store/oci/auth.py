@@ -21,7 +21,7 @@ import msgspec
 from eroseal.errors import AccessError, ErosealError, RemoteError
 from eroseal.limits import MAX_TOKEN
 from eroseal.store.http import HttpClient
-from eroseal.store.http_rules import shown
+from eroseal.store.http_rules import LOG_IN, shown
 from eroseal.store.oci.challenge import Challenge, parse_challenges
 from eroseal.store.oci.credentials import Credential
 from eroseal.store.remote import RemoteOptions
@@ -129,7 +129,7 @@ class RegistryLogin:
             body = _ask(self._client, realm, service, scopes, credential)
             answer = msgspec.json.decode(body, type=_TokenAnswer)
         except AccessError:
-            hint = "log in first" if credential is None else "log in anew"
+            hint = LOG_IN if credential is None else "log in anew"
             raise AccessError("its token server refuses", where=shown(realm), hint=hint) from None
         except ErosealError as error:
             # What the server said is left out: it may repeat what it was sent.

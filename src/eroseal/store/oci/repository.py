@@ -18,7 +18,8 @@ from eroseal.store.protocol import OpenBlob, Progress
 class Repository(Protocol):
     """One repository of a registry, or one image layout; a context manager that gives connections back.
 
-    Methods may be called from several threads at once.
+    Methods may be called from several threads at once. Besides what they name, those of a registry raise RemoteError
+    and AccessError.
     """
 
     @property
@@ -80,7 +81,8 @@ class Repository(Protocol):
 
         Raises:
             FormatError: `source` does not have the descriptor's digest; nothing is stored.
-            OutputError: the other side refuses.
+            OutputError: it cannot be written.
+            RemoteError, AccessError: the registry fails or refuses.
         """
         ...
 

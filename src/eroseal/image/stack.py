@@ -167,10 +167,8 @@ class StackReader(TreeView):
             if entry.hidden or not name.startswith(_MARKS):
                 continue
             if name in marks or _leads_elsewhere(name, inode):
-                what = "twice" if name in marks else "which no layer of a stack may have"
-                raise FormatError(
-                    f"xattr {name.decode(errors='backslashreplace')}, {what}", where=_where(number, inode)
-                )
+                what = "repeats" if name in marks else "leads elsewhere, which no layer may"
+                raise FormatError(f"xattr {name!r} {what}", where=_where(number, inode))
             marks[name] = entry.value()
         return marks
 

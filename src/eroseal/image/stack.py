@@ -153,24 +153,25 @@ class StackReader(TreeView):
                 break
             if parts and not inode.is_dir:
                 break
-            marks = self._marks(number, inode)
             parts.append((number, inode))
-            if not inode.is_dir or marks.get(_OPAQUE) == b"y":
+            if self._hides_all_below(number, inode):
                 break
         return self._shown(tuple(parts)) if parts else None
 
-    def _marks(self, number: int, inode: Inode) -> dict[bytes, bytes]:
-        """An inode's marks for overlayfs; raises FormatError for those that a layer must not have."""
-        marks: dict[bytes, bytes] = {}
+    def _hides_all_below(self, number: int, inode: Inode) -> bool:
+        """Whether what lower layers have of a name is hidden; raises FormatError for marks that no layer may have."""
+        opaque = False
+        names = set()
         for entry in self.layers[number].xattr_reader.entries(inode):
             name = entry.name
             if entry.hidden or not name.startswith(_MARKS):
                 continue
-            if name in marks or _leads_elsewhere(name, inode):
-                what = "repeats" if name in marks else "leads elsewhere, which no layer may"
+            if name in names or _leads_elsewhere(name, inode):
+                what = "repeats" if name in names else "leads elsewhere, which no layer may"
                 raise FormatError(f"xattr {name!r} {what}", where=_where(number, inode))
-            marks[name] = entry.value()
-        return marks
+            names.add(name)
+            opaque = opaque or (name == _OPAQUE and entry.size == 1 and entry.value() == b"y")
+        return opaque or not inode.is_dir
 
     # --- between the stack's inodes and the layers' ---
     def _shown(self, parts: tuple[_Part, ...]) -> StackInode:

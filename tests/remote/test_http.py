@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +11,7 @@ from pathlib import Path
 import pytest
 import stamina
 from tests.support.proxy import Fault, FaultProxy
-from tests.support.web import Handler, Server, WebServer
+from tests.support.web import Handler, Server, WebServer, make_certificate, with_tls
 
 from eroseal.errors import AccessError, ErosealError, FormatError, NotFoundError, RemoteError, UsageError
 from eroseal.store.http import HttpClient
@@ -86,12 +84,13 @@ class TestReading:
             client.head(f"{server.url}/data")
             assert len(server.connections) == 1
 
-    def test_threads_share_the_client(self, client: HttpClient) -> None:
-        with WebServer({"/data": DATA}) as server, ThreadPoolExecutor(8) as pool:
+    def test_threads_share_the_client(self) -> None:
+        options = RemoteOptions(parallel=8)
+        with WebServer({"/data": DATA}) as server, HttpClient(options) as client, ThreadPoolExecutor(8) as pool:
             places = [(number * 7919) % (len(DATA) - 5000) for number in range(200)]
             found = pool.map(lambda place: client.read_range(f"{server.url}/data", place, 5000), places)
             assert all(data == DATA[place : place + 5000] for place, data in zip(places, found, strict=True))
-            assert len(server.connections) <= 8 + 8
+            assert len(server.connections) <= 8 + 2
 
     def test_small_reads_near_each_other_cost_one_request(self, web: WebServer, proxy: FaultProxy) -> None:
         with HttpClient(OPTIONS) as client, HttpBlob(client, f"{proxy.url}/data") as blob:
@@ -357,11 +356,7 @@ def tls(tls_place: Path) -> Iterator[Server]:
             else:
                 self.answer(200, {}, b"hello")
 
-    server = Server(Hello)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(tls_place / "cert.pem", tls_place / "key.pem")
-    server._server.socket = context.wrap_socket(server._server.socket, server_side=True)
-    with server:
+    with with_tls(Server(Hello), tls_place) as server:
         yield server
 
 
@@ -374,15 +369,6 @@ class TestTls:
 
     def test_what_speaks_no_tls(self, web: WebServer, client: HttpClient) -> None:
         refused(RemoteError, "does not speak TLS", lambda: client.get_bytes(f"https://{web.host}/small", limit=10))
-
-
-def make_certificate(openssl: str, place: Path) -> None:
-    subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
-         "-keyout", place / "key.pem", "-out", place / "cert.pem"],
-        check=True, capture_output=True,
-    )  # fmt: skip
 
 
 class TestSettings:

@@ -15,6 +15,7 @@ from tests.support.oci import descriptor_of, plain, put, put_image, put_index
 from tests.support.proxy import PASS, Fault, FaultProxy
 from tests.support.registry import Registry
 from tests.support.uploads import Uploads
+from tests.support.web import Handler, Server, make_certificate, with_tls
 
 from eroseal.errors import (
     ErosealError,
@@ -457,6 +458,30 @@ class TestReferrers:
             "all the time",
             lambda: repository.put_referrer(artifact, subject.digest, artifact_type=TYPE),
         )
+
+
+class TestWhere:
+    def test_dockers_own_registry(self, open_at: Open) -> None:
+        repository = open_at("docker.io", "library/busybox")
+        assert repository.where == "docker://docker.io/library/busybox"
+        assert repository._endpoint.base == "https://registry-1.docker.io/v2/library/busybox"
+
+    def test_tls_is_tried_first_on_loopback(
+        self, open_at: Open, require_peer: Callable[[str], str], tmp_path: Path
+    ) -> None:
+        class Tags(Handler):
+            def do_GET(self) -> None:
+                self.answer(200, {}, b'{"tags":["t"]}' if self.path.endswith("list?n=1000") else b"")
+
+        make_certificate(require_peer("openssl"), tmp_path)
+        with with_tls(Server(Tags), tmp_path) as server:
+            ours = (("SSL_CERT_FILE", str(tmp_path / "cert.pem")),)
+            assert open_at(server.host, "where/tls", environment=ours).tags() == ["t"]
+            assert open_at(server.host, "where/trusting", tls_verify=False).tags() == ["t"]
+            refused(RemoteError, "not trusted", open_at(server.host, "where/strict").tags)
+
+    def test_other_hosts_speak_tls(self, open_at: Open) -> None:
+        assert open_at("registry.example:5000", "where/x")._endpoint.base == "https://registry.example:5000/v2/where/x"
 
 
 class TestPeers:

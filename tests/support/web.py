@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import ssl
+import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -90,3 +93,21 @@ class WebServer(Server):
             do_HEAD = do_GET
 
         super().__init__(Static)
+
+
+def make_certificate(openssl: str, place: Path) -> None:
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-keyout", place / "key.pem", "-out", place / "cert.pem"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+
+
+def with_tls(server: Server, place: Path) -> Server:
+    """Let a server that has not begun yet speak TLS, with the certificate made in `place`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(place / "cert.pem", place / "key.pem")
+    inner = server._server
+    inner.socket = context.wrap_socket(inner.socket, server_side=True)
+    return server

@@ -61,7 +61,7 @@ def build(
         options: see `BuildOptions`.
         bases: references of images whose chunks are reused; data is not read again.
         warn: called with a sentence for what is left out.
-        progress: told files and bytes read; while archives are read, no files and the bytes of these.
+        progress: told files and bytes read; see `Progress`.
         record: makes the entries of the image record, such as signatures, from the image's digest; they appear
             together with the image, or neither does.
         remote: how servers are spoken to.
@@ -160,7 +160,7 @@ class _Build:
             local = LocalStore.create(Path(scratch) / "store", durable=False)
             built = self._into(local, with_bases=False)
         with lease(store, (blob.digest for blob in built.document.blobs)):
-            upload(store, local, built, self._bases, parallel=self._remote.parallel)
+            upload(store, local, built, self._bases, parallel=self._remote.parallel, progress=self.progress)
             publish(store, target.name, built, self.make_record, replace=self._options.replace)
         return self._result(built)
 

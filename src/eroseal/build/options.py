@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from eroseal.errors import UsageError
 from eroseal.format.digest import Digest, TreeParams
@@ -19,7 +20,9 @@ from eroseal.tree.rules import Scope
 
 Warn = Callable[[str], None]
 Progress = Callable[[int, int], None]
-"""Called with (files, bytes) read so far; while archives are read, with 0 and the bytes of these."""
+"""Called with (files, bytes) read so far; with UNPACKING and bytes read of archives, or UPLOADING and bytes sent."""
+UNPACKING: Final = 0
+UPLOADING: Final = -1
 
 
 class BlobLayout(enum.Enum):

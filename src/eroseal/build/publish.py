@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from eroseal.build.options import BuiltBlob
+from eroseal.build.options import UPLOADING, BuiltBlob, Progress
 from eroseal.errors import ErosealError, OutputError
 from eroseal.format.digest import Digest
 from eroseal.format.record import RecordEntry
 from eroseal.format.statement import ImageDigest
 from eroseal.seal.blob import SealedBlob
 from eroseal.store.document import Document, ImageDocument
+from eroseal.store.lanes import Lanes
 from eroseal.store.local import LocalStore
 from eroseal.store.protocol import Store
 from eroseal.store.reference import NamedReference
@@ -70,8 +71,16 @@ def _put_base(store: Store, base: BaseBlob, jobs: int | None) -> None:
         store.put_blob(base.digest, source, jobs=jobs)
 
 
-def upload(store: Store, built_in: LocalStore, built: Built, bases: Sequence[BaseBlob], *, parallel: int) -> None:
-    """Send what was built to a store; what is there already is not sent.
+def upload(
+    store: Store,
+    built_in: LocalStore,
+    built: Built,
+    bases: Sequence[BaseBlob],
+    *,
+    parallel: int,
+    progress: Progress | None = None,
+) -> None:
+    """Send what was built to a store; what is there already is not sent, and the first error stops the rest.
 
     Args:
         store: where it goes.
@@ -79,22 +88,29 @@ def upload(store: Store, built_in: LocalStore, built: Built, bases: Sequence[Bas
         built: names them.
         bases: whose blobs the image refers to.
         parallel: blobs under way at once, at most.
+        progress: told UPLOADING and the bytes sent.
     """
+    lanes, lock, sent = Lanes(parallel), threading.Lock(), 0
+
+    def told(amount: int) -> None:
+        nonlocal sent
+        lanes.check()  # an upload that nobody waits for any more ends here
+        if progress is not None:
+            with lock:
+                sent += amount
+                progress(UPLOADING, sent)
+
+    def send(item: Digest | BaseBlob) -> None:
+        lanes.check()
+        if isinstance(item, Digest):
+            with contextlib.closing(built_in.open_blob(item)) as source:
+                store.put_blob(item, source, jobs=1, progress=told)
+        else:
+            _put_base(store, item, 1)
+
     new = dict.fromkeys(blob.digest for blobs in built.blobs for blob in blobs if blob.new)
-
-    def send(digest: Digest) -> None:
-        with contextlib.closing(built_in.open_blob(digest)) as source:
-            store.put_blob(digest, source, jobs=1)
-
-    with ThreadPoolExecutor(max(1, min(parallel, len(new)))) as executor:
-        futures = [executor.submit(send, digest) for digest in new]
-        futures += [executor.submit(_put_base, store, base, 1) for base in bases]
-        try:
-            for future in futures:
-                future.result()
-        except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
+    items: list[Digest | BaseBlob] = [*new, *bases]
+    lanes.run(send, items, workers=min(parallel, len(items)))
 
 
 def publish(store: Store, name: str, built: Built, make_record: MakeRecord, *, replace: bool) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from eroseal.build.options import BuildOptions, LayerMode, Progress, Warn
+from eroseal.build.options import UNPACKING, BuildOptions, LayerMode, Progress, Warn
 from eroseal.build.spools import unnamed_file
 from eroseal.errors import FormatError, NotFoundError, SourceError
 from eroseal.limits import IO_CHUNK
@@ -75,7 +75,7 @@ class Context:
         if self.progress is not None:
             with self._lock:
                 self._read += size
-                self.progress(0, self._read)
+                self.progress(UNPACKING, self._read)
 
     def spool(self) -> int:
         """A new spool; OSError passes through."""

@@ -115,7 +115,7 @@ def command(
     time.
     """
     from eroseal.build.builder import build
-    from eroseal.build.options import BlobLayout, BuildOptions, LayerMode
+    from eroseal.build.options import UNPACKING, UPLOADING, BlobLayout, BuildOptions, LayerMode
     from eroseal.build.sources import DirectoryTree, parse_source
     from eroseal.format.digest import HashAlgorithm, TreeParams
     from eroseal.store.reference import FileReference, parse_reference
@@ -150,6 +150,7 @@ def command(
     )
     record = _record(signing)
     warnings = output.Warnings()
+    stages = {UNPACKING: "unpacking", UPLOADING: "uploading"}
     with output.Progress("reading", quiet=as_json) as progress:
         done = build(
             parsed,
@@ -157,7 +158,7 @@ def command(
             options,
             bases=bases,
             warn=warnings,
-            progress=lambda files, size: progress.set(size, f"{files} files" if files else "unpacking"),
+            progress=lambda files, size: progress.set(size, stages.get(files) or f"{files} files"),
             record=record,
             remote=remote,
         )

@@ -9,7 +9,7 @@ import email.utils
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NoReturn
 
-from eroseal.errors import NotFoundError, RemoteError, UnsupportedError
+from eroseal.errors import AccessError, NotFoundError, RemoteError, UnsupportedError
 from eroseal.format.digest import Digest
 from eroseal.format.record import RecordEntry
 from eroseal.format.statement import ImageDigest
@@ -20,7 +20,7 @@ from eroseal.store.http_blob import HttpBlob
 from eroseal.store.keyed import KeyedReader
 from eroseal.store.keys import KeyInfo, Value, Version
 from eroseal.store.protocol import BlobStore, Progress, RecordChange
-from eroseal.store.reference import WebReference
+from eroseal.store.reference import RECORD_SUFFIX, WebReference
 from eroseal.store.remote import RemoteOptions
 
 
@@ -113,6 +113,11 @@ class WebKeys:
             answer = self._client.request("GET", f"{self._url}/{key}", limit=limit)
         except NotFoundError:
             return None
+        except AccessError:
+            # Buckets that anybody may read but nobody may list say so of what is not there; a record may not be there.
+            if key.endswith(RECORD_SUFFIX):
+                return None
+            raise
         return Value(answer.body, Version(answer.headers.get("etag"), None))
 
     def head(self, key: str) -> KeyInfo | None:

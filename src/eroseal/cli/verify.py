@@ -62,7 +62,7 @@ def command(
 
     Exit code 3 means that the image is refused, 1 that something is missing or cannot be checked.
     """
-    run = _Run(keep_going=keep_going, jobs=jobs, as_json=as_json)
+    run = _Run(keep_going=keep_going, jobs=jobs, parallel=remote.parallel, as_json=as_json)
     if blob is not None:
         if reference is not None or devices:
             raise UsageError("--blob FILE takes the place of REF")
@@ -75,9 +75,10 @@ def command(
 class _Run:
     """One verification: what was found so far."""
 
-    def __init__(self, *, keep_going: bool, jobs: int | None, as_json: bool) -> None:
+    def __init__(self, *, keep_going: bool, jobs: int | None, parallel: int, as_json: bool) -> None:
         self._keep_going = keep_going
         self._jobs = jobs
+        self._parallel = parallel
         self._as_json = as_json
         self._trusted_by: str | None = None
         self._verdicts: list[BlobVerdict] = []
@@ -191,12 +192,18 @@ class _Run:
             self._verdicts.append(verdict)
         return verdict is not None
 
+    def _threads(self, source: OpenBlob) -> int | None:
+        """What is read from a disk is a matter of processors, what comes from afar of latency."""
+        return self._jobs if self._jobs is not None or hasattr(source, "fileno") else self._parallel
+
     def _scan(self, source: OpenBlob, blob: SelfConsistentBlob) -> None:
         from eroseal.trust.scan import scan_blob
 
         with output.Progress("verifying", total=blob.size, quiet=self._as_json) as progress:
             try:
-                bad = scan_blob(source, blob, jobs=self._jobs, keep_going=self._keep_going, progress=progress.add)
+                bad = scan_blob(
+                    source, blob, jobs=self._threads(source), keep_going=self._keep_going, progress=progress.add
+                )
             except IntegrityError as error:
                 self._judge(str(blob.digest), ok=False, bad=_blamed(error, blob))
                 raise

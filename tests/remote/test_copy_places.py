@@ -317,3 +317,33 @@ def test_reads_are_exact() -> None:
     assert read_exactly(BytesAt(b"abc"), 1, 2) == b"bc"
     with pytest.raises(RemoteError, match="bytes came instead of"):
         read_exactly(Failing(bytes(4 << 20), short=True), 0, 2 << 20)
+
+
+_SMALL_FILES = """
+import resource, signal, sys
+from pathlib import Path
+from tests.remote.test_copy_places import Failing
+from eroseal.errors import OutputError
+from eroseal.format.digest import Digest
+from eroseal.store.local import LocalStore
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+content = Path(sys.argv[3]).read_bytes()
+try:
+    LocalStore.open(Path(sys.argv[1])).put_blob(Digest.parse(sys.argv[2]), Failing(content))
+except OutputError as error:
+    print(error.what)
+"""
+
+
+def test_a_file_system_that_does_not_take_the_blob(tmp_path: Path) -> None:
+    """Refused before a byte is fetched, and nothing is left."""
+    digest, content = sealed_bytes(data_region(1, 1200))
+    store = LocalStore.create(tmp_path / "store", durable=False)
+    (tmp_path / "content").write_bytes(content)
+    command = [sys.executable, "-c", _SMALL_FILES, store.path, str(digest), tmp_path / "content"]
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root)
+    assert "does not take files of this size" in done.stdout
+    assert list((store.path / "blobs").iterdir()) == []

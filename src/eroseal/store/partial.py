@@ -146,17 +146,17 @@ class _Partial:
         self._lock = threading.Lock()
         self._count = -(-size // PIECE_SIZE)
         self._head = f"eroseal-partial/1 {digest} {size} {PIECE_SIZE}\n".encode()
-        map_fd = _wait_for_lock(place, lanes)
+        self._map_fd = _wait_for_lock(place, lanes)
         try:
             self._data_fd = _open_data(place / _DATA)
         except BaseException:
-            os.close(map_fd)
+            os.close(self._map_fd)
             raise
-        self._map_fd = map_fd
-        self._fds = SharedFds(self._data_fd, map_fd)
+        self._fds = SharedFds(self._data_fd, self._map_fd)
         try:
             self._map = self._load()
         except BaseException:
+            self.remove()
             self._fds.close()
             raise
         self._resumed = bytearray(self._map)

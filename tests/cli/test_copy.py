@@ -64,7 +64,7 @@ def test_signatures_travel(run: Run, people: People) -> None:
     run("copy", "dir:new:file", "signed.erofs")
     run("verify", "signed.erofs", "--ed25519", people.public)
     run("copy", "signed.erofs", "dir:new:again")
-    run("verify", "dir:new:again", "--ed25519", people.public)
+    assert "ok: " in run("verify", "dir:new:again", "--ed25519", people.public).text
 
 
 def test_files(run: Run, place: Path, samples: Samples) -> None:

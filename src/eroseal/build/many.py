@@ -170,7 +170,16 @@ class _Run:
 
     @property
     def report(self) -> ManyReport:
-        return ManyReport(tuple(self._entries))
+        # What an earlier run knew is kept until it is looked at: this run may be killed before.
+        return ManyReport(
+            tuple(
+                entry if known is None or entry.state != "pending" or not known.is_there else known
+                for entry, known in zip(self._entries, map(self._earlier, self._jobs), strict=True)
+            )
+        )
+
+    def _earlier(self, job: ManyJob) -> ManyEntry | None:
+        return self._known.get((job.source, job.target))
 
     def run(self) -> ManyReport:
         self._order.prepare()
@@ -256,7 +265,8 @@ class _Run:
             if error is None:
                 self._proceed(self._running[future], future.result())
             else:
-                broken |= isinstance(error, BrokenExecutor)
+                # A cluster that cannot be reached any more cancels what it had, and takes new work that nobody will do.
+                broken |= isinstance(error, BrokenExecutor | CancelledError)
                 self._repeat(self._running[future], error)
             del self._running[future]
         if broken:
@@ -270,7 +280,7 @@ class _Run:
             self._suspects.discard(number)
             self._end(number, outcome)
             return
-        known = self._known.get((self._jobs[number].source, self._jobs[number].target))
+        known = self._earlier(self._jobs[number])
         if outcome.image and known is not None and known.is_there and known.image == outcome.image:
             self._suspects.discard(number)
             self._end(number, outcome, replace(known, state="skipped", attempts=0))

@@ -59,12 +59,12 @@ class AnyExecutor:
         """Running jobs cannot be ended."""
 
     def close(self) -> None:
-        """Wait for what runs."""
+        """Wait for what runs, where that can be waited for."""
         self._end()
 
     def _end(self) -> None:
         if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor.shutdown(wait=True)
             self._executor = None
 
 
@@ -200,7 +200,6 @@ class Cluster(AnyExecutor):
         super().__init__(self._connect, _CLUSTER_PARALLEL)
 
     def _connect(self) -> Executor:
-        self._disconnect()
         try:
             self._client = self._distributed.Client(self._address, timeout=_CONNECT_TIMEOUT, set_as_default=False)
             executor: Executor = self._client.get_executor(pure=False)
@@ -208,12 +207,9 @@ class Cluster(AnyExecutor):
             raise RemoteError("no Dask scheduler answers", where=self._address) from error
         return executor
 
-    def close(self) -> None:
+    def _end(self) -> None:
         """Forget what runs, and disconnect."""
         self._executor = None
-        self._disconnect()
-
-    def _disconnect(self) -> None:
         client, self._client = self._client, None
         if client is not None:
             with contextlib.suppress(Exception):  # the other side may be gone: nothing is left to close then

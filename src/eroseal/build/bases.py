@@ -67,7 +67,7 @@ def load_bases(
     blobs: dict[Digest, BaseBlob] = {}
     hasher = BlockHasher(params)
     for reference in references:
-        stored = stack.enter_context(resolve(reference))
+        stored = stack.enter_context(resolve(reference, remote=remote))
         image = stack.enter_context(open_self_consistent_image(stored.meta, open_data=stored.open_data, name=reference))
         for k, device in enumerate(image.devices):
             blob = image.device(k)

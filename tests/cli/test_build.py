@@ -138,13 +138,20 @@ def test_target_inside_the_source(run: Run, place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "what"),
-    [("missing", "no such file"), ("app.erofs", "is not a directory")],
+    ("source", "what", "code"),
+    [
+        ("missing", "no such file", 1),
+        ("app.erofs", "something follows the archive's end", 3),
+        ("empty", "is empty", 3),
+        ("text", "", 3),
+    ],
 )
-def test_source_that_is_none(run: Run, place: Path, source: str, what: str) -> None:
+def test_source_that_is_none(run: Run, place: Path, source: str, what: str, code: int) -> None:
+    (place / "empty").touch()
+    (place / "text").write_text("no archive\n" * 100)
     before = files_below(place)
     for target in ("dir:new:app", "dir:store:new", "new.erofs"):
-        outcome = run("build", source, target, code=1)
+        outcome = run("build", source, target, code=code)
         assert source in outcome.error
         assert what in outcome.error.lower()
     assert files_below(place) == before

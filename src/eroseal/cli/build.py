@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
 from eroseal.cli import output
-from eroseal.cli.params import FILE, HEX, REFERENCE, SIZE, TIME, UUID, jobs_option, json_option, sync_option, verb
+from eroseal.cli.building import Building, building_options, check_apart, make_record
+from eroseal.cli.params import REFERENCE, UUID, jobs_option, json_option, sync_option, verb
 from eroseal.cli.remote import remote_options
 from eroseal.cli.signing import Signing, signing_options
 from eroseal.errors import UsageError
 
 if TYPE_CHECKING:
     from eroseal.build.options import BuildResult
-    from eroseal.build.publish import MakeRecord
     from eroseal.format.digest import Digest
-    from eroseal.format.record import RecordEntry
-    from eroseal.format.statement import ImageDigest
     from eroseal.store.reference import Reference
     from eroseal.store.remote import RemoteOptions
 
@@ -31,45 +27,8 @@ if TYPE_CHECKING:
 @click.argument("target", metavar="TARGET", type=REFERENCE)
 @click.option("--base", "bases", multiple=True, metavar="REF", help="Reuse this image's chunks; may repeat.")
 @click.option("--base-auto", is_flag=True, help="Reuse the chunks of the newest image of the same name.")
-@click.option(
-    "--layers",
-    type=click.Choice(["merge", "stack"]),
-    default="merge",
-    show_default=True,
-    help="Make one image of a container image's layers, or a stack with an image for each.",
-)
-@click.option(
-    "--platform", metavar="OS/ARCH", help="Platform of a container image.  [default: Linux on this processor]"
-)
-@click.option(
-    "--blobs",
-    type=click.Choice(["none", "build", "layer", "file"]),
-    help="Where data goes: into the image itself, or into a blob for each build, layer or file.  "
-    "[default: build; none for a single file]",
-)
-@click.option("--chunk-size", type=SIZE, default="64K", show_default=True, help="A power of two from 4K to 1M.")
-@click.option(
-    "--inline-max", type=SIZE, default="4095", show_default=True, help="Longest file or tail inside the meta blob."
-)
-@click.option(
-    "--hash",
-    "algorithm",
-    type=click.Choice(["sha256", "sha512"]),
-    default="sha256",
-    show_default=True,
-    help="Hash of all trees.",
-)
-@click.option("--salt", type=HEX, default="", metavar="HEX", help="Salt of all trees, at most 32 bytes.")
-@click.option("--timestamp", type=TIME, metavar="TIME", help="Set all times and the image's own to this.")
 @click.option("--uuid", type=UUID, metavar="UUID", help="UUID of the file system.  [default: from the content]")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out paths or names that match; may repeat.")
-@click.option("--all-root", is_flag=True, help="Make root the owner of everything.")
-@click.option("--owners", type=FILE, metavar="FILE", help="Owners and permissions by path; see docs/cli.md.")
-@click.option("--file-contexts", type=FILE, metavar="FILE", help="SELinux contexts by path, see file_contexts(5).")
-@click.option("--replace", is_flag=True, help="Take the place of an image that has this name.")
-@click.option(
-    "--work", type=FILE, metavar="DIR", help="Where an image is built before it goes to a server.  [default: $TMPDIR]"
-)
+@building_options
 @sync_option
 @jobs_option
 @json_option
@@ -81,21 +40,8 @@ def command(
     target: str,
     bases: tuple[str, ...],
     base_auto: bool,
-    layers: str,
-    platform: str | None,
-    blobs: str | None,
-    chunk_size: int,
-    inline_max: int,
-    algorithm: str,
-    salt: bytes,
-    timestamp: int | None,
     uuid: bytes | None,
-    exclude: tuple[str, ...],
-    all_root: bool,
-    owners: Path | None,
-    file_contexts: Path | None,
-    replace: bool,
-    work: Path | None,
+    building: Building,
     no_sync: bool,
     jobs: int | None,
     as_json: bool,
@@ -115,40 +61,31 @@ def command(
     time.
     """
     from eroseal.build.builder import build
-    from eroseal.build.options import UNPACKING, UPLOADING, BlobLayout, BuildOptions, LayerMode
+    from eroseal.build.options import UNPACKING, UPLOADING, BlobLayout
     from eroseal.build.sources import DirectoryTree, parse_source
-    from eroseal.format.digest import HashAlgorithm, TreeParams
     from eroseal.store.reference import FileReference, parse_reference
     from eroseal.tree.attributes import load_file_contexts, load_owners
 
     reference = parse_reference(target)
     single = isinstance(reference, FileReference)
-    if single and blobs not in (None, "none"):
-        raise UsageError(f"--blobs {blobs} needs a store: a single file holds everything", hint="dir:STORE:NAME")
-    parsed = parse_source(source, remote=remote, platform=platform)
-    if isinstance(parsed, DirectoryTree) and not exclude:
-        _check_apart(source, reference)
+    if single and building.blobs not in (None, "none"):
+        raise UsageError(
+            f"--blobs {building.blobs} needs a store: a single file holds everything", hint="dir:STORE:NAME"
+        )
+    parsed = parse_source(source, remote=remote, platform=building.platform)
+    if isinstance(parsed, DirectoryTree) and not building.exclude:
+        check_apart(source, reference)
     if base_auto:
         bases = (*bases, *_newest_base(reference, remote))
-    options = BuildOptions(
-        blobs=BlobLayout(blobs or ("none" if single else "build")),
-        layers=LayerMode(layers),
-        params=TreeParams(HashAlgorithm.from_name(algorithm), salt),
-        chunk_size=chunk_size,
-        inline_max=inline_max,
-        timestamp=timestamp,
-        clamp=_source_date_epoch(),
+    options = replace(
+        building.options(jobs=jobs, durable=not no_sync),
         uuid=uuid,
-        all_root=all_root,
-        owners=None if owners is None else load_owners(owners),
-        file_contexts=None if file_contexts is None else load_file_contexts(file_contexts),
-        exclude=exclude,
-        jobs=jobs,
-        durable=not no_sync,
-        replace=replace,
-        work=work,
+        owners=None if building.owners is None else load_owners(building.owners),
+        file_contexts=None if building.file_contexts is None else load_file_contexts(building.file_contexts),
     )
-    record = _record(signing)
+    if single:
+        options = replace(options, blobs=BlobLayout.NONE)
+    record = make_record(signing)
     warnings = output.Warnings()
     stages = {UNPACKING: "unpacking", UPLOADING: "uploading"}
     with output.Progress("reading", quiet=as_json) as progress:
@@ -176,28 +113,6 @@ def _newest_base(target: Reference, remote: RemoteOptions) -> tuple[str, ...]:
     found = newest_base(target, remote)
     output.note("no base found: all chunks are new" if found is None else f"base: {found}")
     return () if found is None else (found,)
-
-
-def _record(signing: Signing) -> MakeRecord | None:
-    """What makes the image record: keys are loaded before anything is built, and used when the digest is known."""
-    signing.check_wanted()
-    if not signing.wanted:
-        return None
-    from eroseal.seal.sign import sign_image
-
-    signers = signing.load()
-
-    def record(image: ImageDigest, root_hash: bytes | None) -> Sequence[RecordEntry]:
-        if signing.for_kernel and root_hash is None:
-            raise UsageError("a stack of layers has no form for kernels: sign its layers")
-        return sign_image(
-            signing.statement(image),
-            signers,
-            root_hash=root_hash if signing.for_kernel else None,
-            for_bootloader=signing.for_bootloader,
-        )
-
-    return record
 
 
 def _show(done: BuildResult, reference: Reference, *, as_json: bool) -> None:
@@ -244,29 +159,3 @@ def _path(reference: Reference, digest: Digest) -> str | msgspec.UnsetType:
     if isinstance(reference, StoreReference):
         return str(LocalStore(reference.store).blob_path(digest))
     return str(reference) if isinstance(reference, FileReference) else msgspec.UNSET
-
-
-def _check_apart(source: str, target: Reference) -> None:
-    """Refuse a target inside the source: the build would read what it writes."""
-    from eroseal.store.reference import FileReference, LayoutReference, StoreReference
-
-    if isinstance(target, FileReference):
-        place = Path(os.path.dirname(target.path) or ".")
-    elif isinstance(target, StoreReference | LayoutReference):
-        place = target.store
-    else:
-        return
-    root = os.path.realpath(source)
-    if os.path.commonpath([root, os.path.realpath(place)]) == root and os.path.isdir(root):
-        raise UsageError(
-            f"the target {target} lies in the source {source}", hint="write it elsewhere, or --exclude its directory"
-        )
-
-
-def _source_date_epoch() -> int | None:
-    text = os.environ.get("SOURCE_DATE_EPOCH", "")
-    if not text:
-        return None
-    if not (text.isascii() and text.isdigit()) or int(text) >= 1 << 63 or len(text) > 20:
-        raise UsageError(f"SOURCE_DATE_EPOCH is not a number of seconds: {text!r}")
-    return int(text)

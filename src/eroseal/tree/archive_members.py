@@ -116,7 +116,8 @@ class Members:
         following = self._cursor.block()
         if following and following != tar.ZERO_BLOCK:
             raise FormatError("a block of zeros in the middle of the archive")
-        self._cursor.drain(MAX_ARCHIVE_TRAILER)
+        # Layers are what other engines read of them; anywhere else a second archive must not go unnoticed.
+        self._cursor.drain(MAX_ARCHIVE_TRAILER, zeros=not self._container)
 
     # --- extended headers -----------------------------------------------------------------------
     def _extension(self, header: Header) -> None:

@@ -109,15 +109,25 @@ class Cursor:
             self._data, self._at = self._next(), 0
         return not self._data
 
-    def drain(self, limit: int) -> None:
+    def drain(self, limit: int, *, zeros: bool) -> None:
         """Read to the end of the stream.
 
+        Args:
+            limit: bytes that may follow.
+            zeros: whether only zeros may follow.
+
         Raises:
-            FormatError: more than `limit` bytes.
+            FormatError: more than `limit` bytes, or others than zeros.
         """
-        left = limit - (len(self._data) - self._at)
-        while left >= 0 and (piece := self._next()):
+        left = limit
+        piece = self._data[self._at :]
+        self._taken += len(self._data)
+        self._data, self._at = b"", 0
+        while piece and left >= 0:
             left -= len(piece)
+            if zeros and piece.count(0) != len(piece):
+                raise FormatError("something follows the archive's end", hint="is it a tar archive, and only one?")
+            piece = self._next()
         if left < 0:
             raise FormatError(f"more than {limit} bytes follow the archive's end")
 

@@ -53,6 +53,19 @@ def test_base_shares_everything(samples: Samples, run: Run) -> None:
     assert document["image"] == samples.digest
 
 
+@pytest.mark.parametrize(
+    "target", ["dir:{}:app", "dir:{}/store:app", "oci:{}:app", "oci:{}/layout:app", "{}/app.erofs"]
+)
+def test_what_stands_in_the_way_stays(samples: Samples, run: Run, place: Path, target: str) -> None:
+    """A file where a store should be is the user's, and so is what a link points to."""
+    (place / "letter").write_text("dear reader")
+    (place / "link").symlink_to("nowhere")
+    for name in ("letter", "link"):
+        run("build", samples.tree, target.format(name), code=1)
+    assert (place / "letter").read_text() == "dear reader"
+    assert os.readlink(place / "link") == "nowhere"
+
+
 def test_bases_of_another_kind_are_refused(samples: Samples, run: Run) -> None:
     outcome = run("build", samples.tree, "dir:store:new", "--base", "dir:store:app", "--hash", "sha512", code=2)
     assert "another hash or salt" in outcome.error

@@ -250,7 +250,7 @@ def remove_abandoned(directory: Path) -> list[Path]:
 
 
 def note_unfinished(path: Path) -> None:
-    """Have `remove_unfinished` remove a file, or a directory that is still empty, unless it is finished before."""
+    """Have `remove_unfinished` remove what has a temporary name, or an empty directory, if it is not finished before."""
     _unfinished[path] = None
 
 
@@ -266,14 +266,14 @@ def remove_unfinished() -> None:
     """
     for path in reversed(list(_unfinished)):
         with contextlib.suppress(OSError):
-            if not path.is_dir():
-                os.unlink(path)
-            elif is_temporary(path.name):
+            if not is_temporary(path.name):
+                os.rmdir(path)  # whatever is there under another's name: only an empty directory goes
+            elif path.is_dir():
                 for entry in path.iterdir():
                     os.unlink(entry)
                 os.rmdir(path)
             else:
-                os.rmdir(path)
+                os.unlink(path)
     _unfinished.clear()
 
 
@@ -317,7 +317,11 @@ def _lock_new(fd: int, path: Path) -> bool:
     try:
         # A file system without locks still gets its file; its leftovers are then never seen as abandoned.
         with contextlib.suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # A cleaner holds it that very moment, and may be about to remove it: it can have it.
+                _remove(path, fd)
         if os.path.samestat(os.fstat(fd), os.lstat(path)):
             return True
     except FileNotFoundError:

@@ -120,9 +120,11 @@ class LocalStore(LocalBlobs):
             for directory in (path, path / "blobs", path / "images"):
                 if not os.path.isdir(directory):
                     note_unfinished(directory)
-                with contextlib.suppress(FileExistsError):
+                try:
                     os.mkdir(directory)
                     store._created.append(directory)
+                except FileExistsError:
+                    note_finished(directory)  # somebody else's
             if durable:
                 sync_directory(path)
                 sync_directory(path.parent)

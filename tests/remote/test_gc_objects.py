@@ -275,9 +275,12 @@ from eroseal.store.gc_keyed import collect_keyed
 from tests.support.s3 import s3_store
 
 with s3_store(sys.argv[1], sys.argv[2], "place") as store:
-    collected = 0
+    collected, begun = 0, False
     while not Path(sys.argv[3]).exists():
         collected += len(collect_keyed(store, CollectOptions(grace=0.0), parallel=4).blobs)
+        if not begun:
+            print("at work", flush=True)
+        begun = True
     print(collected)
 """
 
@@ -293,6 +296,8 @@ def test_builders_and_a_collector_in_one_bucket(
 
     stop = tmp_path / "stop"
     collector = start(_COLLECTOR, stop)
+    assert collector.stdout is not None
+    assert collector.stdout.readline() == "at work\n"
     try:
         builders = [start(_BUILDER, who, 7) for who in ("a", "b")]
         assert [builder.communicate(timeout=100)[0] for builder in builders] == ["", ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -13,11 +14,15 @@ from tests.unit.store_samples import add_blob, add_image, data_region, sealed_by
 
 from eroseal.readat import BytesAt
 from eroseal.store import gc_local
+from eroseal.store.atomic import TemporaryDirectory, TemporaryFile, remove_abandoned
 from eroseal.store.fsck import check_store
 from eroseal.store.garbage import Collected, CollectOptions
 from eroseal.store.gc_local import collect_local
 from eroseal.store.lease import lease
 from eroseal.store.local import LocalStore
+from eroseal.store.reference import StoreReference
+from eroseal.store.remote import RemoteOptions
+from eroseal.store.transfer import CopyOptions, copy
 from eroseal.store.trash import move_out
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,9 +67,12 @@ from eroseal.store.garbage import CollectOptions
 from eroseal.store.gc_local import collect_local
 from eroseal.store.local import LocalStore
 
-store, collected = LocalStore.open(Path(sys.argv[1])), 0
+store, collected, begun = LocalStore.open(Path(sys.argv[1])), 0, False
 while not Path(sys.argv[2]).exists():
     collected += len(collect_local(store, CollectOptions(grace=0.0)).blobs)
+    if not begun:
+        print("at work", flush=True)
+    begun = True
 print(collected)
 """
 
@@ -80,15 +88,24 @@ def start(script: str, *arguments: object) -> subprocess.Popen[str]:
 
 
 def said(process: subprocess.Popen[str]) -> int:
+    """The last number that a process printed, when it has ended."""
     output = process.communicate(timeout=100)[0]
     assert process.returncode == 0
-    return int(output)
+    return int(output.split()[-1])
+
+
+def collecting(store: LocalStore, stop: Path) -> subprocess.Popen[str]:
+    """A collector that has begun."""
+    process = start(_COLLECTOR, store.path, stop)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "at work\n"
+    return process
 
 
 def test_builders_and_collectors_in_one_store(store: LocalStore) -> None:
     """With no grace at all: a lease alone protects, and whoever has none fails instead of publishing half an image."""
     stop = store.path.parent / "stop"
-    collectors = [start(_COLLECTOR, store.path, stop) for _ in range(2)]
+    collectors = [collecting(store, stop) for _ in range(2)]
     try:
         builders = [start(_BUILDER, store.path, f"leased{number}", ROUNDS, "leased") for number in range(2)]
         builders.append(start(_BUILDER, store.path, "bold", ROUNDS, "bold"))
@@ -104,6 +121,32 @@ def test_builders_and_collectors_in_one_store(store: LocalStore) -> None:
     collect_local(store, CollectOptions(grace=0.0))
     report = check_store(store)
     assert (report.findings, report.unreferenced, report.in_progress) == ((), 0, 0)
+
+
+def test_copies_into_a_store_that_is_collected(store: LocalStore) -> None:
+    source = LocalStore.create(store.path.parent / "source", durable=False)
+    for number in range(3):
+        add_image(source, f"x{number}", seeds=[number, number + 1], label=number)
+    stop = store.path.parent / "stop"
+    collector = collecting(store, stop)
+    try:
+        for number in range(60):
+            name = f"x{number % 3}"
+            copied = copy(
+                StoreReference(source.path, name),
+                StoreReference(store.path, name),
+                CopyOptions(replace=True, durable=False, jobs=1),
+                remote=RemoteOptions(),
+            )
+            assert copied.image == source.image(name)[0].image
+            if number % 2:
+                store.delete_image(name)
+    finally:
+        stop.touch()
+        collected = said(collector)
+    assert collected > 0
+    assert check_store(store).findings == ()
+    assert list((store.path / "leases").iterdir()) == []
 
 
 def test_a_killed_collection_leaves_garbage_and_no_damage(store: LocalStore, tmp_path: Path) -> None:
@@ -208,3 +251,25 @@ def test_a_lease_waits_for_a_collection_and_then_knows_what_is_there(
     writer.join()
     assert found == [False, 1]
     assert store.has_blob(digest)
+
+
+@pytest.mark.parametrize("kind", [TemporaryFile, TemporaryDirectory])
+def test_a_file_that_a_cleaner_holds_at_its_birth_is_not_used(
+    kind: type[TemporaryFile | TemporaryDirectory], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its maker could not lock it, so the cleaner, or a later one, would take it for a leftover."""
+    lock, held = fcntl.flock, list[int]()
+
+    def flock(fd: int, operation: int) -> None:
+        if not held:
+            held.append(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY))
+            lock(held[0], fcntl.LOCK_EX)
+        lock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    made = kind(tmp_path)
+    os.close(held[0])
+    assert remove_abandoned(tmp_path) == []
+    assert list(tmp_path.iterdir()) == [made.path]
+    made.discard()
+    assert list(tmp_path.iterdir()) == []

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from eroseal.errors import ErosealError
+from eroseal.errors import ErosealError, OutputError
 from eroseal.format.digest import Digest
 from eroseal.store.keyed import KeyedStore
 from eroseal.store.lease_places import COLLECTING, DirectoryLeases, KeyedLeases, Lease, LeasePlace, has_run_out
@@ -98,9 +98,12 @@ def _held(place: LeasePlace, wanted: Lease, name: str) -> Iterator[str]:
                 place.renew(name, wanted)
 
     thread = threading.Thread(target=renew, name="lease", daemon=True)
+    place.put(name, wanted)
     try:
-        place.put(name, wanted)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise OutputError(f"cannot start a thread: {error}") from error
         yield name
     finally:
         done.set()

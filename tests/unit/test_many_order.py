@@ -88,3 +88,12 @@ def test_versions_share_chunks_in_any_executor(tmp_path: Path) -> None:
         assert report.entries[3].bases == (f"dir:{tmp_path}/{store}:app-2",)
         digests.append(images(report))
     assert digests[0] == digests[1]
+
+
+def test_a_server_out_of_reach_stops_nobody(tmp_path: Path) -> None:
+    lines = ["docker://localhost:1/x:1", "docker://localhost:1/x:2", "dir:s:app-1", "dir:s:app-2"]
+    warnings: list[str] = []
+    found = with_newest_bases(listed(tmp_path, *lines), replace(REMOTE, attempts=1, timeout=1.0), warn=warnings.append)
+    assert [item.auto_base for item in found] == [None, "docker://localhost:1/x:1", None, f"dir:{tmp_path}/s:app-1"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("no base for docker://localhost:1/x:1: ")

@@ -15,7 +15,8 @@ from graphlib import CycleError, TopologicalSorter
 
 from eroseal.build.auto import Neighbours
 from eroseal.build.manyjob import ManyJob
-from eroseal.errors import UsageError
+from eroseal.build.options import Warn
+from eroseal.errors import AccessError, RemoteError, UsageError
 from eroseal.store.reference import FileReference, NamedReference
 from eroseal.store.remote import RemoteOptions
 
@@ -44,7 +45,11 @@ def waiting_for(jobs: Sequence[ManyJob]) -> list[tuple[int, ...]]:
 
 
 def with_newest_bases(
-    jobs: Sequence[ManyJob], remote: RemoteOptions, *, continued: frozenset[tuple[str, str]] = frozenset()
+    jobs: Sequence[ManyJob],
+    remote: RemoteOptions,
+    *,
+    continued: frozenset[tuple[str, str]] = frozenset(),
+    warn: Warn = lambda text: None,
 ) -> list[ManyJob]:
     """The jobs with one more base each, where there is one: the newest image of the same name (see `auto`).
 
@@ -55,9 +60,7 @@ def with_newest_bases(
         remote: how servers are spoken to.
         continued: (source, target) of jobs that an earlier run began: what is at their target may be what it made,
             which must not be its own base.
-
-    Raises:
-        RemoteError, AccessError: of a server.
+        warn: called for a store that cannot be looked at: its images do without.
     """
     listed: defaultdict[NamedReference, set[str]] = defaultdict(set)
     for job in jobs:
@@ -73,12 +76,15 @@ def with_newest_bases(
                 found.append(job)
                 continue
             place = _place(target)
-            if place not in known:
-                known[place] = Neighbours.of(target, remote, stack)
-            itself = set() if (job.source, job.target) in continued else {target.name}
-            base = known[place].newest(
-                target, params=job.options.params, coming=coming[place], without=listed[place] - itself
-            )
+            without = listed[place] - (set() if (job.source, job.target) in continued else {target.name})
+            base = None
+            try:
+                if place not in known:
+                    known[place] = Neighbours(None, ())  # if it is out of reach, only once
+                    known[place] = Neighbours.of(target, remote, stack)
+                base = known[place].newest(target, params=job.options.params, coming=coming[place], without=without)
+            except (RemoteError, AccessError) as error:
+                warn(f"no base for {job.target}: {error}")
             coming[place].add(target.name)
             found.append(replace(job, auto_base=base))
     return found

@@ -107,7 +107,7 @@ def command(
     earlier = None if report is None else read_report(report)
     if base_auto:
         begun = frozenset((entry.source, entry.target) for entry in (earlier.entries if earlier else ()))
-        todo = with_newest_bases(todo, remote, continued=begun)
+        todo = with_newest_bases(todo, remote, continued=begun, warn=output.warn)
     told = _Told(len(todo), quiet=as_json)
     with told.progress:
         done = build_many(

@@ -50,6 +50,7 @@ for set in "$@"; do
             need nginx-light have nginx
             need zstd have zstd
             need xz-utils have xz
+            need libarchive-tools have bsdtar
             ;;
         *)
             echo "debian-packages.sh: unknown set $set" >&2

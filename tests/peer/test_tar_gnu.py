@@ -99,9 +99,9 @@ def test_compressed_archives(source: Path, tmp_path: Path, need_root: None, requ
     wanted = tree_of(source)
     for packed in (
         gzip.compress(data[:70000]) + gzip.compress(data[70000:]) + bytes(512),
-        lzma.compress(data),
+        lzma.compress(data, preset=0),
         subprocess.run([require_peer("zstd"), "-c"], input=data, capture_output=True, check=True).stdout,
-        subprocess.run([require_peer("xz"), "-T2", "-c"], input=data, capture_output=True, check=True).stdout,
+        subprocess.run([require_peer("xz"), "-0", "-T2", "-c"], input=data, capture_output=True, check=True).stdout,
     ):
         seen: list[bytes] = []
         assert_same(Read(split(packed, 5000), tap=seen.append).tree(), wanted)

@@ -129,7 +129,7 @@ def peer_version(program: Path) -> str:
     """The version that a peer prints, or what its first line says."""
     for option in ("--version", "-V"):
         done = subprocess.run([program, option], check=False, capture_output=True, text=True)
-        found = re.search(r"\d+\.\d+(\.\d+)?", done.stdout + done.stderr)
+        found = re.search(r"\d+(\.\d+)+|(?<=^casync )\d+", done.stdout + done.stderr)
         if found:
             return found[0]
     return "unknown version"

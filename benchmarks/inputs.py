@@ -22,7 +22,9 @@ class Sizes:
         tree: directory that is copied and built.
         small_files: files of the generated tree.
         sparse, dense: bytes of the two large files of the memory measurements.
-        rounds: of everything but unpacking and builds on a base, which take `few_rounds`.
+        image: bytes of the container image, uncompressed.
+        packages, versions: how many packages, and how many versions of each, are stored.
+        rounds: of everything but unpacking, builds on a base and container images, which take `few_rounds`.
     """
 
     region: int = 1 << 30
@@ -30,11 +32,24 @@ class Sizes:
     small_files: int = 40_000
     sparse: int = 20 << 30
     dense: int = 3 << 30
+    image: int = 1 << 30
+    packages: int = 2
+    versions: int = 10
     rounds: int = 5
     few_rounds: int = 2
 
 
-QUICK = Sizes(region=128 << 20, tree=Path("/usr/share/doc"), small_files=4_000, dense=256 << 20, rounds=2, few_rounds=1)
+QUICK = Sizes(
+    region=128 << 20,
+    tree=Path("/usr/share/doc"),
+    small_files=4_000,
+    dense=256 << 20,
+    image=64 << 20,
+    packages=1,
+    versions=2,
+    rounds=2,
+    few_rounds=1,
+)
 
 
 def copy_tree(source: Path, target: Path) -> None:

@@ -3,8 +3,8 @@
     python benchmarks/run.py [--quick] [--only NAME ...] [--json FILE] [--write docs/measurements.md]
 
 Prints a report in Markdown; `--write` puts it between the markers of a document as well. Peers come from
-$EROSEAL_PEERS, then from PATH; the report names their versions. Needs about 8 GiB of disk below --directory and, for
-the large region, 3 GiB of tmpfs (or else of disk). Exits with 1 when a target is missed and `--strict` is given.
+$EROSEAL_PEERS, then from PATH; the report names their versions. Needs about 10 GiB of disk below --directory and, for
+the large region, 3 GiB of tmpfs (or else of disk); the packages of `versions` come from PyPI through pip. Exits with 1 when a target is missed and `--strict` is given.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import conversion
 import harness
+import network
 import sections
+import versions
 from harness import Section
 from inputs import QUICK, Sizes
 
@@ -29,6 +32,9 @@ PARTS: dict[str, Callable[[sections.Bench], list[Section]]] = {
     "tree": sections.building,
     "small": lambda bench: [sections.many_small(bench)],
     "memory": lambda bench: [sections.memory(bench)],
+    "convert": conversion.converting,
+    "network": network.pushing_and_pulling,
+    "versions": versions.storing_versions,
 }
 
 
@@ -41,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tree", type=Path, help="directory to copy and build, instead of /usr/share")
     parser.add_argument("--directory", type=Path, default=Path(os.environ.get("TMPDIR", "/var/tmp")))
     parser.add_argument("--memory-directory", type=Path, default=Path("/dev/shm"))
+    parser.add_argument("--downloads", type=Path, metavar="DIR", help="keep what is fetched from PyPI here")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, all rounds included")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the report between the markers of FILE")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a target is missed")
@@ -49,7 +56,7 @@ def arguments() -> argparse.Namespace:
 
 def run(options: argparse.Namespace, sizes: Sizes, places: tuple[Path, Path]) -> tuple[list[Section], dict[str, str]]:
     """All parts asked for."""
-    bench = sections.Bench(*places, sizes)
+    bench = sections.Bench(*places, sizes, options.downloads)
     found: list[Section] = []
     for name, part in PARTS.items():
         if options.only and name not in options.only:

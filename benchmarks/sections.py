@@ -16,6 +16,7 @@ import ours
 from harness import Contender, Section, Target, Timing, measure, peer, peer_version, remove, run_quietly
 from hash_blocks import random_file
 from inputs import Sizes
+from layered import LayeredImage
 from memory import KIB, peak_memory
 
 from eroseal.build.options import BlobLayout, BuildResult
@@ -37,11 +38,15 @@ class Bench:
         disk: directory on a disk file system.
         memory: directory on tmpfs if there is one with room; nothing is synced there, whoever asks for it.
         sizes: how much is measured.
+        downloads: directory that keeps what is fetched; None means that it goes with the rest.
+        image: the container image, once it is made.
     """
 
     disk: Path
     memory: Path
     sizes: Sizes
+    downloads: Path | None = None
+    image: LayeredImage | None = None
     peers: dict[str, str] = field(default_factory=dict)
     files: int = 0
 

@@ -250,7 +250,7 @@ def remove_abandoned(directory: Path) -> list[Path]:
 
 
 def note_unfinished(path: Path) -> None:
-    """Have `remove_unfinished` remove what has a temporary name, or an empty directory, if it is not finished before."""
+    """Have `remove_unfinished` remove a temporary file, or a directory that is still empty, if it is not finished."""
     _unfinished[path] = None
 
 

@@ -146,3 +146,15 @@ def test_the_next_version_uploads_only_new_chunks(registry: Registry, tmp_path: 
     again = eroseal("build", "tree", automatic, "--base-auto", "--json", cwd=tmp_path).document
     assert again["bytes_new"] == 0
     assert again["image"] == built["image"]
+
+
+def test_a_stack_is_a_base_like_any_image(layered: Layered, tmp_path: Path) -> None:
+    eroseal("build", layered.source, "dir:store:app-1", "--layers", "stack", "--no-sync", cwd=tmp_path)
+    again = eroseal(
+        "build", layered.source, "dir:store:app-2", "--layers", "stack", "--base-auto", "--json", cwd=tmp_path
+    ).document
+    assert again["bytes_new"] == 0
+    # Merged, no chunk is another one than in the layers.
+    merged = eroseal("build", layered.source, "dir:store:m", "--base", "dir:store:app-1", "--json", cwd=tmp_path)
+    assert merged.document["bytes_new"] == 0
+    eroseal("verify", "dir:store:app-2", "--digest", again["image"], cwd=tmp_path)

@@ -16,7 +16,6 @@ from typing import Final
 
 from eroseal.errors import FormatError, NotFoundError, UnsupportedError, VerificationError
 from eroseal.format.digest import TreeParams
-from eroseal.store.document import ImageDocument
 from eroseal.store.open import open_store
 from eroseal.store.protocol import Store
 from eroseal.store.reference import LayoutReference, NamedReference, RegistryReference
@@ -130,14 +129,12 @@ class Neighbours:
         return None
 
     def _opens(self, name: str, params: TreeParams | None) -> bool:
-        """Whether this is a sealed image, not a stack, with such trees."""
+        """Whether this is a sealed image or stack with such trees."""
         if self._store is None:
             return False
         try:
             document, _ = self._store.image(name)
-            if not isinstance(document, ImageDocument):
-                return False
-            with contextlib.closing(self._store.open_blob(document.image)) as meta:
+            with contextlib.closing(self._store.open_blob(document.layers[0].image)) as meta:
                 found = read_layout(meta, name=name).descriptor.params
         except (NotFoundError, UnsupportedError, FormatError, VerificationError):
             return False

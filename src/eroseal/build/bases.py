@@ -17,7 +17,7 @@ from eroseal.format.digest import BLOCK, Digest, TreeParams
 from eroseal.seal.chunker import ChunkIndex
 from eroseal.store.protocol import StoredImage
 from eroseal.store.remote import RemoteOptions
-from eroseal.store.resolve import resolve
+from eroseal.store.resolve import resolve_layers
 from eroseal.tree.model import DEVICE_SHIFT
 from eroseal.trust.blob import SelfConsistentBlob
 from eroseal.trust.image import open_self_consistent_image
@@ -54,7 +54,7 @@ def load_bases(
     """Add the chunks of base images to the index.
 
     Args:
-        references: of the images; each blob counts once, in the order met.
+        references: of images and stacks; each blob counts once, in the order met.
         params: of this build.
         index: gets the chunks.
         stack: keeps the images open.
@@ -67,29 +67,35 @@ def load_bases(
     blobs: dict[Digest, BaseBlob] = {}
     hasher = BlockHasher(params)
     for reference in references:
-        stored = stack.enter_context(resolve(reference, remote=remote))
-        image = stack.enter_context(open_self_consistent_image(stored.meta, open_data=stored.open_data, name=reference))
-        for k, device in enumerate(image.devices):
-            blob = image.device(k)
-            if not isinstance(blob, SelfConsistentBlob):
-                raise FormatError(f"data blob {k + 1} is not sealed", where=reference)
-            if blob.digest in blobs:
-                continue
-            if blob.params != params:
-                raise UsageError(
-                    f"base {reference} has another hash or salt, so its chunks cannot be compared",
-                    hint=f"--hash {blob.params.algorithm.name_text}"
-                    + (f" --salt {blob.params.salt.hex()}" if blob.params.salt else ""),
-                )
-            number = len(blobs) + 1
-            blobs[blob.digest] = BaseBlob(
-                number, blob.digest, device.size, blob.seal.sealed_size, blob.descriptor.root_hash, stored
+        stored = stack.enter_context(resolve_layers(reference, remote=remote))
+        for layer in stored.layers:
+            image = stack.enter_context(
+                open_self_consistent_image(layer.meta, open_data=layer.open_data, name=reference)
             )
-            # A broken map is worth what it listed so far: it is a hint, and every id comes from verified hashes.
-            with contextlib.suppress(FormatError):
-                for blocks, digest, block in chunk_ids(blob, hasher):
-                    index.add(blocks, digest, number << DEVICE_SHIFT | block)
+            for k, device in enumerate(image.devices):
+                blob = image.device(k)
+                if not isinstance(blob, SelfConsistentBlob):
+                    raise FormatError(f"data blob {k + 1} is not sealed", where=reference)
+                if blob.digest in blobs:
+                    continue
+                _check_params(blob.params, params, reference)
+                number = len(blobs) + 1
+                blobs[blob.digest] = BaseBlob(
+                    number, blob.digest, device.size, blob.seal.sealed_size, blob.descriptor.root_hash, layer
+                )
+                # A broken map is worth what it listed so far: it is a hint, and every id comes from verified hashes.
+                with contextlib.suppress(FormatError):
+                    for blocks, digest, block in chunk_ids(blob, hasher):
+                        index.add(blocks, digest, number << DEVICE_SHIFT | block)
     return list(blobs.values())
+
+
+def _check_params(found: TreeParams, wanted: TreeParams, reference: str) -> None:
+    if found != wanted:
+        raise UsageError(
+            f"base {reference} has another hash or salt, so its chunks cannot be compared",
+            hint=f"--hash {found.algorithm.name_text}" + (f" --salt {found.salt.hex()}" if found.salt else ""),
+        )
 
 
 def chunk_ids(blob: SelfConsistentBlob, hasher: BlockHasher) -> Iterator[tuple[int, bytes, int]]:

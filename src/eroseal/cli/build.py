@@ -16,7 +16,7 @@ from eroseal.cli.signing import Signing, signing_options
 from eroseal.errors import UsageError
 
 if TYPE_CHECKING:
-    from eroseal.build.options import BuildResult
+    from eroseal.build.options import BuildOptions, BuildResult
     from eroseal.format.digest import Digest
     from eroseal.store.reference import Reference
     from eroseal.store.remote import RemoteOptions
@@ -75,8 +75,6 @@ def command(
     parsed = parse_source(source, remote=remote, platform=building.platform)
     if isinstance(parsed, DirectoryTree) and not building.exclude:
         check_apart(source, reference)
-    if base_auto:
-        bases = (*bases, *_newest_base(reference, remote))
     options = replace(
         building.options(jobs=jobs, durable=not no_sync),
         uuid=uuid,
@@ -85,6 +83,8 @@ def command(
     )
     if single:
         options = replace(options, blobs=BlobLayout.NONE)
+    if base_auto:
+        bases = (*bases, *_newest_base(reference, remote, options))
     record = make_record(signing)
     warnings = output.Warnings()
     stages = {UNPACKING: "unpacking", UPLOADING: "uploading"}
@@ -103,14 +103,14 @@ def command(
     _show(done, reference, as_json=as_json)
 
 
-def _newest_base(target: Reference, remote: RemoteOptions) -> tuple[str, ...]:
+def _newest_base(target: Reference, remote: RemoteOptions, options: BuildOptions) -> tuple[str, ...]:
     """The newest image of the target's name, if there is any to build on."""
     from eroseal.build.auto import newest_base
     from eroseal.store.reference import FileReference
 
     if isinstance(target, FileReference):
         raise UsageError("a single file has no base", where=str(target), hint="build into a store: dir:PATH:NAME")
-    found = newest_base(target, remote)
+    found = newest_base(target, remote, params=options.params)
     output.note("no base found: all chunks are new" if found is None else f"base: {found}")
     return () if found is None else (found,)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,6 +22,7 @@ from eroseal.build.options import BlobLayout, BuildOptions, BuildResult, BuiltBl
 from eroseal.build.placement import Placement, Totals, check_devices
 from eroseal.build.publish import Built, MakeRecord, publish, put_base_blobs, require_new, upload
 from eroseal.build.reading import Reading, ReadTree
+from eroseal.build.scratch import scratch_directory
 from eroseal.build.sources import Context, DirectoryTree, Source, Trees
 from eroseal.build.spools import Spools
 from eroseal.build.wire import BLOCK
@@ -155,9 +155,9 @@ class _Build:
         if not self._options.replace:
             require_new(store, target)
         self._load_bases(bases)
-        scratch = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="eroseal-", dir=self._options.work))
-        with _full_disk(Path(scratch)):
-            local = LocalStore.create(Path(scratch) / "store", durable=False)
+        scratch = self._stack.enter_context(scratch_directory(self._options.work))
+        with _full_disk(scratch):
+            local = LocalStore.create(scratch / "store", durable=False)
             built = self._into(local, with_bases=False)
         with lease(store, (blob.digest for blob in built.document.blobs)):
             upload(store, local, built, self._bases, parallel=self._remote.parallel, progress=self.progress)

@@ -6,14 +6,11 @@ distrust the disk; *litter* takes space only: what killed writers left, and file
 
 from __future__ import annotations
 
-import os
 import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, Literal
-
-import msgspec
+from typing import Final
 
 from eroseal.errors import ErosealError, FormatError, NotFoundError
 from eroseal.format.digest import Digest
@@ -21,6 +18,7 @@ from eroseal.limits import MAX_IMAGE_RECORD
 from eroseal.readat import FileAt
 from eroseal.store.atomic import is_abandoned, is_temporary
 from eroseal.store.document import MAX_IMAGE_DOCUMENT, BlobInfo, Document, ImageDocument, parse_document
+from eroseal.store.findings import Finding, Kind, StoreReport
 from eroseal.store.layout import (
     LEASES_NAME,
     LOCK_NAME,
@@ -36,93 +34,16 @@ from eroseal.store.lease_places import DirectoryLeases, is_lease_name, read_leas
 from eroseal.store.local import LocalStore
 from eroseal.store.partial import is_partial, is_partial_in_use
 from eroseal.store.reference import is_image_name
+from eroseal.store.trash import file_status, plain_status
 from eroseal.trust.blob import VerifiedBlob
 from eroseal.trust.image import open_blob, open_self_consistent, open_self_consistent_image
 from eroseal.trust.scan import scan_blob
 
-Kind = Literal[
-    "broken-document",
-    "broken-record",
-    "missing-blob",
-    "wrong-size",
-    "wrong-devices",
-    "truncated-blob",
-    "corrupt-blob",
-    "misnamed-blob",
-    "unreadable",
-    "stray-temporary",
-    "stray-record",
-    "stray-lease",
-    "foreign-file",
-]
-"""What a finding is about."""
+__all__ = ["Finding", "StoreReport", "check_store"]
 
-LITTER: Final[frozenset[Kind]] = frozenset({"stray-temporary", "stray-record", "stray-lease", "foreign-file"})
-"""Kinds that cost space and nothing else."""
+_LOOKS: Final = 3
+"""Looks for a blob and its image until it counts as missing."""
 _AGAIN: Final = "delete it, then copy or build the image again"
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Something that is not as it should be.
-
-    Args:
-        kind: of the finding.
-        path: of the file, as text; bytes that are not UTF-8 are surrogate escapes.
-        what: what is wrong with it.
-        hint: what to do.
-    """
-
-    kind: Kind
-    path: str
-    what: str
-    hint: str
-
-    @property
-    def is_litter(self) -> bool:
-        """Whether it takes space and does no harm."""
-        return self.kind in LITTER
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.what} ({self.hint})"
-
-
-class StoreReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a check of a store found.
-
-    Args:
-        schema: of this document.
-        store: path of the store.
-        ok: there is no damage; there may be litter.
-        images: images with a document.
-        blobs: files that are called like blobs.
-        bytes: of these files together.
-        unreferenced: blobs that no image uses.
-        unreferenced_bytes: of these blobs together.
-        in_progress: temporary files of writers that are at work.
-        findings: damage and litter, by path.
-    """
-
-    schema: Literal["eroseal.fsck/1"]
-    store: str
-    ok: bool
-    images: int
-    blobs: int
-    bytes: int
-    unreferenced: int
-    unreferenced_bytes: int
-    in_progress: int
-    findings: tuple[Finding, ...]
-
-    @property
-    def damage(self) -> tuple[Finding, ...]:
-        """The findings that matter."""
-        return tuple(finding for finding in self.findings if not finding.is_litter)
-
-    @property
-    def exit_code(self) -> int:
-        """A program's exit code: 0 no damage, 1 something is missing or unreadable, 3 not verified."""
-        kinds = {finding.kind for finding in self.damage}
-        return 3 if kinds - {"missing-blob", "unreadable"} else 1 if kinds else 0
 
 
 def check_store(
@@ -219,14 +140,14 @@ class _Check:
     def _blob_files(self) -> Iterator[tuple[Digest, int]]:
         blobs = self.store.path / "blobs"
         for prefix in listing(blobs):
-            status = _status(blobs / prefix)
+            status = file_status(blobs / prefix)
             if status is None:
                 continue
             if not is_blob_prefix(prefix) or not stat.S_ISDIR(status.st_mode):
                 self._foreign(blobs / prefix)
                 continue
             for rest in listing(blobs / prefix):
-                status, digest = _status(blobs / prefix / rest), digest_of_path(prefix, rest)
+                status, digest = file_status(blobs / prefix / rest), digest_of_path(prefix, rest)
                 if status is None:
                     continue
                 if digest is None or not stat.S_ISREG(status.st_mode):
@@ -257,10 +178,10 @@ class _Check:
         for blob in dict.fromkeys(document.blobs):
             self.documented[blob.digest] = blob
             size = self.sizes.get(blob.digest)
-            status = _status(self.store.blob_path(blob.digest)) if size is None else None
-            if status is not None and stat.S_ISREG(status.st_mode):
+            status = plain_status(self.store.blob_path(blob.digest)) if size is None else None
+            if status is not None:
                 size = status.st_size
-            if size is None and self._is_current(name, document):
+            if size is None and self._is_lost(blob.digest):
                 what = f"blob {blob.digest} is missing"
                 self._add("missing-blob", path, what, "copy or build the image again")
             elif size not in (None, blob.size):
@@ -278,9 +199,14 @@ class _Check:
         except ErosealError:
             return True
 
-    def _is_needed(self, digest: Digest) -> bool:
-        naming = (item for item in self.documents.items() if digest in {blob.digest for blob in item[1].blobs})
-        return any(self._is_current(name, document) for name, document in naming)
+    def _is_lost(self, digest: Digest) -> bool:
+        """Whether an image misses a blob. Images, and then their blobs, come and go while we look: so look again."""
+        path = self.store.blob_path(digest)
+        naming = [item for item in self.documents.items() if digest in {blob.digest for blob in item[1].blobs}]
+        return all(
+            plain_status(path) is None and any(self._is_current(name, document) for name, document in naming)
+            for _ in range(_LOOKS)
+        )
 
     def _devices(self, path: Path, document: ImageDocument) -> None:
         """The verified device table decides what an image consists of; its document must say the same."""
@@ -333,16 +259,20 @@ class _Check:
             if not is_lease_name(name):
                 self._foreign(place / name)
 
-    def _blob(self, digest: Digest, *, jobs: int | None, progress: Callable[[int], None] | None) -> None:
+    def _blob(
+        self, digest: Digest, *, jobs: int | None, progress: Callable[[int], None] | None, again: bool = True
+    ) -> None:
         path = self.store.blob_path(digest)
         try:
             with FileAt(path) as source:
                 self._scan(path, digest, source, jobs=jobs, progress=progress)
         except ErosealError as error:
-            if _status(path) is None and not self._is_needed(digest):
+            if plain_status(path) is None and not self._is_lost(digest):
                 del self.sizes[digest]  # collected meanwhile
-                return
-            self._add("unreadable", path, error.what, "check permissions and the disk")
+            elif again and isinstance(error, NotFoundError):
+                self._blob(digest, jobs=jobs, progress=progress, again=False)
+            else:
+                self._add("unreadable", path, error.what, "check permissions and the disk")
 
     def _scan(
         self,
@@ -389,11 +319,3 @@ class _Check:
         else:
             what = f"this is blob {other} under another blob's name" if other != digest else error.what
             self._add("misnamed-blob" if other != digest else "corrupt-blob", path, what, _AGAIN)
-
-
-def _status(path: Path) -> os.stat_result | None:
-    """What lies there, links not followed; None for what is gone by now or cannot be looked at."""
-    try:
-        return os.lstat(path)
-    except OSError:
-        return None

@@ -119,9 +119,18 @@ def test_an_opaque_directory_keeps_its_xattrs() -> None:
 
 
 def test_an_opaque_root() -> None:
-    layers = Layers(file(b"a"), file(b".wh..wh..opq") + file(b"b"))
-    assert paths(merge(layers.layers)) == {b"b"}
-    assert stacked(layers.layers)[1].inode.xattrs == (OPAQUE_XATTR,)
+    """overlayfs ignores the mark there, so a stack takes away name by name what it hides."""
+    layers = Layers(
+        file(b"a") + file(b"d/x") + file(b"e") + file(b"f/x"),
+        file(b".wh..wh..opq") + file(b"b") + file(b"d/y") + file(b"e/z") + file(b"f"),
+    )
+    assert paths(merge(layers.layers)) == {b"b", b"d", b"d/y", b"e", b"e/z", b"f"}
+    upper = stacked(layers.layers)[1]
+    assert upper.inode.xattrs == ()
+    assert paths(upper) == {b"a", b"b", b"d", b"d/y", b"e", b"e/z", b"f"}
+    assert at(upper, b"a").inode.mode == stat.S_IFCHR
+    assert at(upper, b"d").inode.xattrs == (OPAQUE_XATTR,)
+    assert at(upper, b"e").inode.xattrs == ()
 
 
 def test_a_file_between_two_directories_hides_the_lower() -> None:

@@ -124,21 +124,28 @@ def _stack(view: Node, root: Node, links: _Links) -> Node:
     """A layer's own tree, in a stack on what the view shows."""
     copies: dict[int, Node] = {}
     result = Node(root.inode, children={})
-    stack: list[tuple[Node, Node, Node | None]] = [(result, root, view)]
+    stack: list[tuple[Node, Node, Node | None, bool]] = [(result, root, view, False)]
     while stack:
-        made, upper, below = stack.pop()
-        made.inode = _directory_inode(upper, below)
+        made, upper, below, opaque = stack.pop()
+        made.inode = _directory_inode(upper, below, opaque=opaque)
         children = _children(made)
         # Where overlayfs has nothing to merge it does not look for whiteouts, and would show them.
-        shown = {} if below is None or upper.opaque else _children(below)
+        shown = {} if below is None or opaque else _children(below)
+        # overlayfs ignores the mark on a layer's root: there, each name that is hidden is taken away by itself.
+        hides = upper is root and root.opaque
+        if hides:
+            children.update((name, _whiteout()) for name in shown)
         for name, child in _children(upper).items():
             if child is WHITEOUT:
                 if name in shown:
-                    children[name] = Node(Inode(stat.S_IFCHR, 0, 0, 0, 0, 0))
+                    children[name] = _whiteout()
             elif child.children is not None:
                 directory = children[name] = Node(child.inode, children={})
                 known = shown.get(name)
-                stack.append((directory, child, known if known is not None and known.children is not None else None))
+                merged = known if known is not None and known.children is not None else None
+                stack.append(
+                    (directory, child, None, merged is not None) if hides else (directory, child, merged, child.opaque)
+                )
             elif child.link is None:
                 children[name] = child
             else:
@@ -150,12 +157,16 @@ def _stack(view: Node, root: Node, links: _Links) -> Node:
     return result
 
 
-def _directory_inode(upper: Node, below: Node | None) -> Inode:
+def _whiteout() -> Node:
+    return Node(Inode(stat.S_IFCHR, 0, 0, 0, 0, 0))
+
+
+def _directory_inode(upper: Node, below: Node | None, *, opaque: bool) -> Inode:
     inode = below.inode if upper.implicit and below is not None else upper.inode
-    if not upper.opaque and inode is upper.inode:
+    if not opaque and inode is upper.inode:
         return inode
     inode = _copied(inode)
-    if upper.opaque:
+    if opaque:
         others = [pair for pair in inode.xattrs if pair[0] != OPAQUE_XATTR[0]]
         inode.xattrs = tuple(sorted([*others, OPAQUE_XATTR]))
     return inode

@@ -66,6 +66,29 @@ def test_what_stands_in_the_way_stays(samples: Samples, run: Run, place: Path, t
     assert os.readlink(place / "link") == "nowhere"
 
 
+@pytest.mark.parametrize(
+    ("source", "code", "words"),
+    [
+        ("nothing", 1, "nothing: no such file or directory"),
+        ("secret.pem/below", 1, "secret.pem/below: no such file or directory"),
+        ("dir:store:app", 2, "dir:store:app: is no source of builds (eroseal copy takes images elsewhere)"),
+        ("s3://bucket/app:1", 2, "s3://bucket/app:1: is no source of builds (eroseal copy takes images elsewhere)"),
+        ("oci-archive:store", 2, "store: is a directory, not an archive (a layout in one is oci:PATH:TAG)"),
+        ("docker-archive:store", 2, "store: is a directory, not an archive (a layout in one is oci:PATH:TAG)"),
+        ("oci:store:app", 1, "store: is not an OCI image layout (it has no file 'oci-layout')"),
+        ("oci-archive:secret.pem", 3, "secret.pem: is not a tar archive, or a broken one"),
+    ],
+)
+def test_what_is_no_source(samples: Samples, run: Run, place: Path, source: str, code: int, words: str) -> None:
+    (place / "secret.pem").write_text("no archive")
+    assert run("build", source, "dir:store:new", code=code).error == words
+
+
+def test_a_platform_is_for_container_images(samples: Samples, run: Run) -> None:
+    error = run("build", samples.tree, "new.erofs", "--platform", "linux/arm64", code=2).error
+    assert error == f"{samples.tree}: --platform chooses among container images, and this is none"
+
+
 def test_bases_of_another_kind_are_refused(samples: Samples, run: Run) -> None:
     outcome = run("build", samples.tree, "dir:store:new", "--base", "dir:store:app", "--hash", "sha512", code=2)
     assert "another hash or salt" in outcome.error

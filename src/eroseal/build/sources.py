@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
+import stat
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from eroseal.build.options import UNPACKING, BuildOptions, LayerMode, Progress, Warn
 from eroseal.build.spools import unnamed_file
-from eroseal.errors import FormatError, NotFoundError, SourceError
+from eroseal.errors import FormatError, NotFoundError, SourceError, UsageError
 from eroseal.limits import IO_CHUNK
 from eroseal.store.remote import RemoteOptions
 from eroseal.tree.directory import DirectorySource, ScannedDirectory
@@ -33,6 +35,7 @@ Walk = Callable[[], Iterator[ScannedDirectory]]
 
 _IMAGE_PREFIXES: Final = ("oci:", "oci-archive:", "docker-archive:", "docker://")
 _STDIN: Final = "-"
+_OTHER_REFERENCE: Final = re.compile(r"dir:|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +160,27 @@ class ContainerImage:
 
 
 def parse_source(text: str, *, remote: RemoteOptions, platform: str | None = None) -> Source:
-    """What the user named: a container image by its prefix, a file or `-` as an archive, else a directory."""
+    """What the user named: a container image by its prefix, a file or `-` as an archive, else a directory.
+
+    Raises:
+        UsageError: a reference to something else.
+        NotFoundError: no such file.
+    """
     if text.startswith(_IMAGE_PREFIXES):
         return ContainerImage(text, remote, platform)
-    if text == _STDIN or (os.path.exists(text) and not os.path.isdir(text)):
+    if text == _STDIN:
         return Archive(text)
-    return DirectoryTree(text)
+    try:
+        found = os.stat(text)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if _OTHER_REFERENCE.match(text):
+            raise UsageError(
+                "is no source of builds", where=text, hint="eroseal copy takes images elsewhere"
+            ) from error
+        raise NotFoundError("no such file or directory", where=text) from error
+    except (OSError, ValueError):
+        return DirectoryTree(text)  # whoever reads it says why that cannot be done
+    return DirectoryTree(text) if stat.S_ISDIR(found.st_mode) else Archive(text)
 
 
 class _Layers:

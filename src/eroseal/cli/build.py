@@ -62,7 +62,7 @@ def command(
     """
     from eroseal.build.builder import build
     from eroseal.build.options import UNPACKING, UPLOADING, BlobLayout
-    from eroseal.build.sources import DirectoryTree, parse_source
+    from eroseal.build.sources import ContainerImage, DirectoryTree, parse_source
     from eroseal.store.reference import FileReference, parse_reference
     from eroseal.tree.attributes import load_file_contexts, load_owners
 
@@ -73,6 +73,8 @@ def command(
             f"--blobs {building.blobs} needs a store: a single file holds everything", hint="dir:STORE:NAME"
         )
     parsed = parse_source(source, remote=remote, platform=building.platform)
+    if building.platform is not None and not isinstance(parsed, ContainerImage):
+        raise UsageError("--platform chooses among container images, and this is none", where=source)
     if isinstance(parsed, DirectoryTree) and not building.exclude:
         check_apart(source, reference)
     options = replace(

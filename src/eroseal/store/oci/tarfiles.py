@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from eroseal.errors import ErosealError, FormatError, UnsupportedError
+from eroseal.errors import ErosealError, FormatError, UnsupportedError, UsageError
 from eroseal.limits import MAX_SAVED_MEMBERS, MAX_TAR_EXTENSION
 from eroseal.readat import FileAt, ReadAt, check_range
 
@@ -60,11 +60,14 @@ class TarFiles:
 
     Raises:
         NotFoundError: there is none.
+        UsageError: it is a directory.
         UnsupportedError: it is compressed.
         FormatError: it is no tar archive, or a hostile one.
     """
 
     def __init__(self, path: Path) -> None:
+        if path.is_dir():
+            raise UsageError("is a directory, not an archive", where=str(path), hint="a layout in one is oci:PATH:TAG")
         self._file = FileAt(path)
         self._name = str(path)
         self._members: dict[str, tuple[int, int]] = {}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import layered
 import ours
@@ -19,21 +20,27 @@ MEMORY_ALLOWED = 200 * MIB
 UNPACK, PLAIN, CHUNKED = "umoci unpack", "mkfs.erofs of it", "mkfs.erofs --chunksize=65536 --blobdev of it"
 
 
-@contextmanager
-def layered_image(bench: Bench) -> Iterator[LayeredImage]:
-    """The image that sections share: made by the first that needs it, removed with the bench's directory."""
+def layered_image(bench: Bench) -> LayeredImage:
+    """The image that sections share: made by the first that needs it, unless an earlier run left it in the cache."""
     if bench.image is None:
-        print("bench: making a container image", file=sys.stderr, flush=True)
-        bench.image = layered.make_layered_image(bench.disk / "layout", bench.sizes.image)
-        os.sync()
-    yield bench.image
+        place = (bench.cache or bench.disk) / f"image-{bench.sizes.image >> 20}"
+        made = place / "made.json"
+        if made.exists():
+            fields = json.loads(made.read_text())
+            bench.image = LayeredImage(Path(fields.pop("layout")), **fields)
+        else:
+            print("bench: making a container image", file=sys.stderr, flush=True)
+            remove(place)
+            bench.image = layered.make_layered_image(place / "layout", bench.sizes.image)
+            made.write_text(json.dumps(asdict(bench.image), default=str))
+            os.sync()
+    return bench.image
 
 
 def converting(bench: Bench) -> list[Section]:
     """Wall time of the conversion, and its peak memory."""
-    with layered_image(bench) as image:
-        section = conversion(bench, image)
-        return [section, conversion_memory(bench, image)]
+    image = layered_image(bench)
+    return [conversion(bench, image), conversion_memory(bench, image)]
 
 
 def build_from(bench: Bench, image: LayeredImage, *options: str, tag: str = TAG, store: str = "store") -> list[str]:

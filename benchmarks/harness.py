@@ -175,53 +175,73 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(text)
 
 
-def report(facts: dict[str, str], peers: dict[str, str], sections: Sequence[Section]) -> str:
-    """Everything, as Markdown."""
-    parts = [
-        table(("machine", "value"), facts.items()),
-        table(("peer", "version"), peers.items()),
-    ]
-    targets = [target for section in sections for target in section.targets]
-    rows = [
-        (
-            target.what,
-            f"{target.value:.2f}",
-            f"{'≥' if target.at_least else '≤'} {target.limit:.2f}",
-            "yes" if target.met else "**no**",
-        )
-        for target in targets
-    ]
-    parts += ["### Targets", table(("ratio", "measured", "target", "met"), rows)]
-    for section in sections:
-        parts += [f"### {section.title}", table(section.head, section.rows)]
-        if section.remarks:
-            parts.append("\n".join(f"- {remark}" for remark in section.remarks))
-    return "\n\n".join(parts) + "\n"
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one group of measurements gave.
+
+    Args:
+        facts: what it was measured on.
+        peers: their versions.
+        sections: the tables.
+    """
+
+    facts: dict[str, str]
+    peers: dict[str, str]
+    sections: list[Section]
+
+    @property
+    def targets(self) -> list[Target]:
+        return [target for section in self.sections for target in section.targets]
+
+    def as_markdown(self) -> str:
+        """Everything, as a document shows it."""
+        rows = [
+            (
+                target.what,
+                f"{target.value:.2f}",
+                f"{'≥' if target.at_least else '≤'} {target.limit:.2f}",
+                "yes" if target.met else "**no**",
+            )
+            for target in self.targets
+        ]
+        parts = [
+            table(("machine", "value"), self.facts.items()),
+            table(("peer", "version"), self.peers.items()),
+            "### Targets",
+            table(("ratio", "measured", "target", "met"), rows),
+        ]
+        for section in self.sections:
+            parts += [f"### {section.title}", table(section.head, section.rows)]
+            if section.remarks:
+                parts.append("\n".join(f"- {remark}" for remark in section.remarks))
+        return "\n\n".join(parts) + "\n"
 
 
-def as_json(facts: dict[str, str], peers: dict[str, str], sections: Sequence[Section]) -> str:
+def as_json(reports: Sequence[Report]) -> str:
     """Everything, for programs."""
     document = {
-        "schema": "eroseal.bench/1",
-        "machine": facts,
-        "peers": peers,
-        "sections": [
-            {**asdict(section), "targets": [asdict(item) | {"met": item.met} for item in section.targets]}
-            for section in sections
+        "schema": "eroseal.bench/2",
+        "reports": [
+            {
+                "machine": report.facts,
+                "peers": report.peers,
+                "sections": [
+                    {**asdict(section), "targets": [asdict(item) | {"met": item.met} for item in section.targets]}
+                    for section in report.sections
+                ],
+            }
+            for report in reports
         ],
     }
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-BEGIN = "<!-- bench: begin -->"
-END = "<!-- bench: end -->"
-
-
-def write_between_markers(path: Path, text: str) -> None:
-    """Put the report between the markers of a document; what lies around them stays."""
+def write_between_markers(path: Path, text: str, mark: str) -> None:
+    """Put a report between the markers of a document; what lies around them stays."""
+    first, last = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
     document = path.read_text(encoding="utf-8")
-    head, begin, rest = document.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    head, begin, rest = document.partition(first)
+    _, end, tail = rest.partition(last)
     if not begin or not end:
-        raise SystemExit(f"{path}: no {BEGIN} and {END}")
-    path.write_text(f"{head}{BEGIN}\n\n{text}\n{END}{tail}", encoding="utf-8")
+        raise SystemExit(f"{path}: no {first} and {last}")
+    path.write_text(f"{head}{first}\n\n{text}\n{last}{tail}", encoding="utf-8")

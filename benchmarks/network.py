@@ -56,7 +56,8 @@ def pushing_and_pulling(bench: Bench) -> list[Section]:
         section = Section("Push and pull", ("what",))
         section.remarks.append("left out: there is no docker-registry")
         return [section]
-    with layered_image(bench) as image, _running(str(program), bench.disk / "registry") as registry:
+    image = layered_image(bench)
+    with _running(str(program), bench.disk / "registry") as registry:
         store = bench.disk / "network"
         run_quietly(*build_from(bench, image, store=store.name))
         place = Place(image, store, bench.disk / "pulled", disk_bytes(store / "blobs"))

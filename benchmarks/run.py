@@ -2,9 +2,10 @@
 
     python benchmarks/run.py [--quick] [--only NAME ...] [--json FILE] [--write docs/measurements.md]
 
-Prints a report in Markdown; `--write` puts it between the markers of a document as well. Peers come from
-$EROSEAL_PEERS, then from PATH; the report names their versions. Needs about 10 GiB of disk below --directory and, for
-the large region, 3 GiB of tmpfs (or else of disk); the packages of `versions` come from PyPI through pip. Exits with 1 when a target is missed and `--strict` is given.
+Prints a report in Markdown for each group of parts; `--write` puts it between the group's markers in a document as
+well, and leaves other groups as they are. Peers come from $EROSEAL_PEERS, then from PATH; the reports name their
+versions. Needs about 10 GiB of disk below --directory and, for the large region, 3 GiB of tmpfs (or else of disk); the
+packages of `versions` come from PyPI through pip. Exits with 1 when a target is missed and `--strict` is given.
 """
 
 from __future__ import annotations
@@ -27,15 +28,22 @@ import versions
 from harness import Section
 from inputs import QUICK, Sizes
 
-PARTS: dict[str, Callable[[sections.Bench], list[Section]]] = {
-    "region": sections.sealing_and_verifying,
-    "tree": sections.building,
-    "small": lambda bench: [sections.many_small(bench)],
-    "memory": lambda bench: [sections.memory(bench)],
-    "convert": conversion.converting,
-    "network": network.pushing_and_pulling,
-    "versions": versions.storing_versions,
+Part = Callable[[sections.Bench], list[Section]]
+GROUPS: dict[str, dict[str, Part]] = {
+    "bench": {
+        "region": sections.sealing_and_verifying,
+        "tree": sections.building,
+        "small": lambda bench: [sections.many_small(bench)],
+        "memory": lambda bench: [sections.memory(bench)],
+    },
+    "bench containers": {
+        "convert": conversion.converting,
+        "network": network.pushing_and_pulling,
+        "versions": versions.storing_versions,
+    },
 }
+"""Parts by the name of the markers that their report goes between."""
+PARTS = [name for group in GROUPS.values() for name in group]
 
 
 def arguments() -> argparse.Namespace:
@@ -47,26 +55,47 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tree", type=Path, help="directory to copy and build, instead of /usr/share")
     parser.add_argument("--directory", type=Path, default=Path(os.environ.get("TMPDIR", "/var/tmp")))
     parser.add_argument("--memory-directory", type=Path, default=Path("/dev/shm"))
-    parser.add_argument("--downloads", type=Path, metavar="DIR", help="keep what is fetched from PyPI here")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep here what takes long to fetch or make")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything, all rounds included")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the report between the markers of FILE")
     parser.add_argument("--strict", action="store_true", help="exit with 1 when a target is missed")
     return parser.parse_args()
 
 
-def run(options: argparse.Namespace, sizes: Sizes, places: tuple[Path, Path]) -> tuple[list[Section], dict[str, str]]:
-    """All parts asked for."""
-    bench = sections.Bench(*places, sizes, options.downloads)
+def run(bench: sections.Bench, parts: dict[str, Part], only: list[str] | None) -> list[Section]:
+    """The parts of a group that are asked for."""
     found: list[Section] = []
-    for name, part in PARTS.items():
-        if options.only and name not in options.only:
+    for name, part in parts.items():
+        if only and name not in only:
             continue
         print(f"bench: {name}", file=sys.stderr, flush=True)
         start = time.perf_counter()
         done = part(bench)
         done[0].seconds = time.perf_counter() - start
         found += done
-    return found, bench.peers
+    return found
+
+
+def run_groups(options: argparse.Namespace, bench: sections.Bench) -> list[harness.Report]:
+    """Measure, print and write one group after the other."""
+    reports = []
+    for mark, parts in GROUPS.items():
+        if options.only and not set(options.only) & set(parts):
+            continue
+        facts = harness.machine()
+        bench.peers = {}
+        start = time.monotonic()
+        found = run(bench, parts, options.only)
+        facts["took"] = f"{time.monotonic() - start:.0f} s"
+        if options.quick:
+            facts["sizes"] = "quick: nothing here is a measurement"
+        done = harness.Report(facts, bench.peers, found)
+        text = done.as_markdown()
+        print(text, flush=True)
+        if options.write:
+            harness.write_between_markers(options.write, text, mark)
+        reports.append(done)
+    return reports
 
 
 def main() -> int:
@@ -77,26 +106,17 @@ def main() -> int:
         sizes = replace(sizes, rounds=options.rounds)
     if options.tree:
         sizes = replace(sizes, tree=options.tree)
-    facts = harness.machine()
-    start = time.monotonic()
     disk = Path(tempfile.mkdtemp(prefix="eroseal-bench-", dir=options.directory))
     memory = disk
     try:
         if options.memory_directory.is_dir() and shutil.disk_usage(options.memory_directory).free > 3.5 * sizes.region:
             memory = Path(tempfile.mkdtemp(prefix="eroseal-bench-", dir=options.memory_directory))
-        found, peers = run(options, sizes, (disk, memory))
+        reports = run_groups(options, sections.Bench(disk, memory, sizes, options.cache))
     finally:
         harness.remove(disk, memory)
-    facts["took"] = f"{time.monotonic() - start:.0f} s"
-    if options.quick:
-        facts["sizes"] = "quick: nothing here is a measurement"
-    report = harness.report(facts, peers, found)
-    print(report, end="")
     if options.json:
-        options.json.write_text(harness.as_json(facts, peers, found), encoding="utf-8")
-    if options.write:
-        harness.write_between_markers(options.write, report)
-    missed = [target for section in found for target in section.targets if not target.met]
+        options.json.write_text(harness.as_json(reports), encoding="utf-8")
+    missed = [target for report in reports for target in report.targets if not target.met]
     return 1 if missed and options.strict else 0
 
 

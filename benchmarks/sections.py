@@ -38,14 +38,14 @@ class Bench:
         disk: directory on a disk file system.
         memory: directory on tmpfs if there is one with room; nothing is synced there, whoever asks for it.
         sizes: how much is measured.
-        downloads: directory that keeps what is fetched; None means that it goes with the rest.
+        cache: directory that keeps what is fetched, and the container image; None means that they go with the rest.
         image: the container image, once it is made.
     """
 
     disk: Path
     memory: Path
     sizes: Sizes
-    downloads: Path | None = None
+    cache: Path | None = None
     image: LayeredImage | None = None
     peers: dict[str, str] = field(default_factory=dict)
     files: int = 0

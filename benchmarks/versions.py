@@ -164,7 +164,7 @@ def _column(bench: Bench, package: Package, trees: dict[str, Path]) -> dict[str,
 
 def _trees(bench: Bench, package: Package) -> dict[str, Path]:
     """The unpacked releases; empty where they cannot be fetched."""
-    downloads = bench.downloads or bench.disk / "downloads"
+    downloads = (bench.cache or bench.disk) / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     trees: dict[str, Path] = {}
     for release in package.releases[: bench.sizes.versions]:

@@ -279,6 +279,24 @@ def test_full_disk(need_root: None, run: Run, place: Path) -> None:
         assert files_below(small) == before
 
 
+def test_full_disk_for_what_an_archive_holds(need_root: None, run: Run, place: Path) -> None:
+    source = place / "source"
+    source.mkdir()
+    (source / "noise").write_bytes(os.urandom(4 << 20))
+    shutil.make_archive(os.fspath(place / "source"), "tar", source)
+    small = place / "small"
+    with tmpfs(small, "size=2m"):
+        for target, options in (
+            ("dir:small/store:app", ()),
+            ("small/app.erofs", ()),
+            ("oci:new:app", ("--work", small)),
+        ):
+            error = run("build", "source.tar", target, *options, code=1).error
+            assert "source.tar: cannot write to the temporary file" in error
+            assert "--work or $TMPDIR" in error
+            assert files_below(small) == []
+
+
 def test_ordinary_things_that_have_no_place_in_an_image(run: Run, place: Path) -> None:
     """What cannot be kept is said, what is kept is right."""
     source = place / "source"

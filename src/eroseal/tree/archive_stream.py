@@ -221,4 +221,8 @@ class Spool:
             self._waiting = 0
 
     def _fault(self, error: OSError) -> OutputError:
-        return OutputError(f"cannot write to the temporary file for its contents: {error.strerror}", where=self._name)
+        return OutputError(
+            f"cannot write to the temporary file for its contents: {error.strerror}",
+            where=self._name,
+            hint="it is unpacked beside a target on this machine; for a target on a server in --work or $TMPDIR",
+        )

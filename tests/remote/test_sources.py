@@ -294,6 +294,14 @@ class TestSavedArchives:
         assert image.layers[0].descriptor.media_type.endswith("+gzip")
         assert tars(image) == [ONE]
 
+    @pytest.mark.parametrize("diff_id", ["", "foo:bar", "md5:00", "shake_128:00", "sha256:zz"])
+    def test_digests_of_unknown_kinds(self, tmp_path: Path, diff_id: str) -> None:
+        config = json.dumps({"rootfs": {"type": "layers", "diff_ids": [diff_id]}}).encode()
+        manifest = [{"Config": "c", "Layers": ["l"]}]
+        for layer in (ONE, gzip.compress(ONE, 1)):
+            text = saved_archive(tmp_path / "saved.tar", manifest, c=config, l=layer)
+            refused(FormatError, "not a sha256 or sha512 digest", text)
+
     def test_several_images(self, tmp_path: Path) -> None:
         manifest = [{"Config": f"c{n}", "RepoTags": [f"img:{n}"], "Layers": [f"l{n}"]} for n in range(2)]
         text = saved_archive(tmp_path / "s.tar", manifest, c0=config_of(ONE), c1=config_of(TWO), l0=ONE, l1=TWO)

@@ -19,7 +19,7 @@ import msgspec
 from eroseal.errors import FormatError, NotFoundError, UsageError
 from eroseal.limits import IO_CHUNK, MAX_JSON_BODY, MAX_MANIFEST, MAX_STACK_LAYERS
 from eroseal.store.oci.content import digest_of, new_hash, verified
-from eroseal.store.oci.documents import DOCKER_CONFIG, OCI_LAYER, Config, Descriptor, parse
+from eroseal.store.oci.documents import DOCKER_CONFIG, OCI_LAYER, Config, Descriptor, check_digest, parse
 from eroseal.store.oci.tarfiles import Part, TarFiles
 from eroseal.store.reference import RegistryReference, parse_reference
 
@@ -140,10 +140,9 @@ def _layer(files: TarFiles, name: str, diff_id: str, where: str) -> SavedLayer:
         raise NotFoundError(f"layer {name!r} is missing", where=where)
     head = part.read_at(0, min(8, part.size))
     suffix = next((suffix for magic, suffix in _TYPES if head.startswith(magic)), "")
-    digest = _digest_in(name)
-    if digest is None:
-        digest = _hash(part, diff_id) if suffix else diff_id
     try:
+        check_digest(diff_id)
+        digest = _digest_in(name) or (_hash(part, diff_id) if suffix else diff_id)
         return SavedLayer(part, Descriptor(media_type=OCI_LAYER + suffix, digest=digest, size=part.size), diff_id)
     except ValueError as error:
         raise FormatError(str(error), where=where) from error

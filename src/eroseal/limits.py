@@ -104,7 +104,11 @@ MAX_TAR_EXTENSION: Final = 4 << 20
 MAX_SPARSE_PIECES: Final = 1 << 18
 """Data pieces of one sparse file: a map of that many has megabytes."""
 MAX_ARCHIVE_METADATA: Final = 512 << 20
-"""Bytes of names, link targets and xattrs that one archive may leave in memory: a hundred times those of /usr."""
+"""Bytes of paths, link targets and xattrs that one archive may leave in memory: fifty times those of /usr."""
+MAX_ARCHIVE_PATH: Final = 16 << 10
+"""Bytes of one path: four times what a system call takes, and room for the deepest tree."""
+MAX_ARCHIVE_IMPLICIT: Final = 1 << 20
+"""Directories of an archive that no entry describes: a path makes thousands of them, which nobody sent."""
 MAX_ARCHIVE_TRAILER: Final = 64 << 20
 """Bytes behind the end of an archive: it is padded to a record, which no tape drive has longer."""
 MAX_DECODER_MEMORY: Final = 128 << 20

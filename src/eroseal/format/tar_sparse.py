@@ -82,7 +82,7 @@ def parse_sparse(records: list[Record]) -> Sparse:
     if version == (b"1", b"0"):
         return Sparse(_needed(values, b"realsize"), [], in_data=True, name=name)
     if version not in ((b"0", b""), (b"0", b"0"), (b"0", b"1")):
-        raise UnsupportedError(f"sparse format {b'.'.join(version).decode('latin-1')} is not supported")
+        raise UnsupportedError(f"sparse format {b'.'.join(version)[:20].decode('latin-1')!r} is not supported")
     numbers = _paired(records)
     if values.get(b"map"):
         numbers += values[b"map"].split(b",")

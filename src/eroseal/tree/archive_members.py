@@ -19,7 +19,12 @@ from eroseal.format.tar import Header, parse_header
 from eroseal.format.tar_pax import Attributes, parse_attributes, parse_global
 from eroseal.format.tar_sparse import Sparse, parse_sparse
 from eroseal.format.xattr import split_name
-from eroseal.limits import MAX_ARCHIVE_ENTRIES, MAX_ARCHIVE_TRAILER, MAX_TAR_EXTENSION, MAX_XATTR_VALUE
+from eroseal.limits import (
+    MAX_ARCHIVE_ENTRIES,
+    MAX_ARCHIVE_TRAILER,
+    MAX_TAR_EXTENSION,
+    MAX_XATTR_VALUE,
+)
 from eroseal.tree.archive_stream import Cursor
 from eroseal.tree.layer import LayerWarning
 from eroseal.tree.model import Xattrs
@@ -30,6 +35,12 @@ _HEADERS_PER_ENTRY: Final = 4
 _LONGEST_XATTR_NAME: Final = 255
 """Bytes behind the name's prefix: e_name_len has 8 bits."""
 _EXTENSIONS: Final = frozenset({tar.PAX, tar.PAX_GLOBAL, tar.GNU_LONG_NAME, tar.GNU_LONG_LINK})
+_XATTR_COST: Final = 128
+"""Bytes of memory that an extended attribute takes beyond its name and value."""
+_SHOWN: Final = 100
+"""Bytes of an attribute's name that a message shows."""
+_LONGEST_SHOWN: Final = 1000
+"""Bytes of a path that a message shows."""
 _OVERLAY: Final = (b"trusted.overlay.", b"user.overlay.")
 
 
@@ -99,7 +110,7 @@ class Members:
 
     def where(self) -> str:
         """The place of a fault."""
-        return os.fsdecode(self._name[:4096]) if self._name else f"byte {self._at}"
+        return os.fsdecode(self._name[:_LONGEST_SHOWN]) if self._name else f"byte {self._at}"
 
     def warnings(self) -> tuple[LayerWarning, ...]:
         """What was left out."""
@@ -178,20 +189,20 @@ class Members:
         for key, value in sorted(xattrs.items()):
             split = split_name(key)
             if split is None or (self._container and key.startswith(_OVERLAY)):
-                self._warn(f"extended attribute {os.fsdecode(key)} left out")
+                self._warn(f"extended attribute {os.fsdecode(key[:_SHOWN])} left out")
                 continue
             if len(split[1]) > _LONGEST_XATTR_NAME or len(value) > MAX_XATTR_VALUE:
-                raise FormatError(f"extended attribute {os.fsdecode(key[:255])} is too large")
+                raise FormatError(f"extended attribute {os.fsdecode(key[:_SHOWN])} is too large")
             kept.append((key, value))
         result = tuple(kept)
         known = self._known_xattrs.get(result)
         if known is None:
-            self._keep(sum(len(key) + len(value) for key, value in result))
+            self._keep(sum(len(key) + len(value) + _XATTR_COST for key, value in result))
             known = self._known_xattrs[result] = result
         return known
 
     def _warn(self, what: str) -> None:
         if what not in self._warnings and len(self._warnings) >= _MAX_WARNINGS:
             what = "further attributes left out"
-        path, count = self._warnings.get(what, (self._name, 0))
+        path, count = self._warnings.get(what, (self._name[:_LONGEST_SHOWN], 0))
         self._warnings[what] = path, count + 1

@@ -14,7 +14,7 @@ import stat
 from typing import Final
 
 from eroseal.errors import FormatError
-from eroseal.limits import MAX_ARCHIVE_ENTRIES, MAX_ARCHIVE_METADATA, MAX_DEPTH, MAX_NAME_LEN
+from eroseal.limits import MAX_ARCHIVE_IMPLICIT, MAX_ARCHIVE_METADATA, MAX_ARCHIVE_PATH, MAX_DEPTH, MAX_NAME_LEN
 from eroseal.tree.layer import WHITEOUT, Node, implicit_directory
 from eroseal.tree.model import Inode
 
@@ -62,6 +62,9 @@ class Names:
         """
         if name.startswith(b"/") and not self._container:
             raise FormatError("an absolute name", hint=_RELATIVE)
+        if len(name) > MAX_ARCHIVE_PATH:
+            raise FormatError(f"a path of more than {MAX_ARCHIVE_PATH} bytes")
+        self.keep(len(name))
         head, _, leaf = (name[:-1] if name.endswith(b"/") else name).rpartition(b"/")
         if leaf in _NO_NAMES:
             head, leaf = _split(name)
@@ -89,7 +92,7 @@ class Names:
         old = children.get(leaf)
         if old is not None and old.children is not None:
             self._head = None  # it may have led through the directory that goes
-        self.keep(len(leaf) + len(node.inode.target))
+        self.keep(len(node.inode.target))
         children[leaf] = node
 
     def put_whiteout(self, parent: Node, leaf: bytes) -> None:
@@ -100,7 +103,6 @@ class Names:
             raise FormatError("the root is no directory")
         if children.pop(leaf, None) is not None:
             self._head = None
-        self.keep(len(leaf))
         self._whiteouts.append((parent, leaf))
 
     def put_directory(self, parent: Node, leaf: bytes, inode: Inode) -> None:
@@ -109,7 +111,6 @@ class Names:
         assert children is not None
         node = children.get(leaf) if leaf else self.root
         if node is None or node.children is None:
-            self.keep(len(leaf))
             children[leaf] = Node(inode, children={})
             return
         node.inode = inode
@@ -160,12 +161,14 @@ class Names:
             if any(part.startswith(AUFS_PREFIX) for part in parts):
                 return None
             raise FormatError("is below a whiteout")
+        length = 0
         for part in parts:
             children = node.children
             assert children is not None
             child = children.get(part)
+            length += len(part) + 1
             if child is None:
-                self._count(len(part))
+                self._count(length)
                 child = children[part] = implicit_directory()
             elif child.children is None:
                 kind = "the symlink" if stat.S_ISLNK(child.inode.mode) else "the file"
@@ -186,21 +189,21 @@ class Names:
             hidden = leaf[len(WHITEOUT_PREFIX) :]
             if hidden in _NO_NAMES:
                 raise FormatError("a whiteout of no name")
-            self.keep(len(hidden))
             self._whiteouts.append((parent, hidden))
 
     # --- bounds ---------------------------------------------------------------------------------
     def _count(self, length: int) -> None:
         self._made += 1
-        if self._made > MAX_ARCHIVE_ENTRIES:
-            raise FormatError(f"more than {MAX_ARCHIVE_ENTRIES} directories that no entry describes")
+        if self._made > MAX_ARCHIVE_IMPLICIT:
+            raise FormatError(f"more than {MAX_ARCHIVE_IMPLICIT} directories that no entry describes")
+        # All of its path: whoever walks the tree makes it, and one entry may need thousands.
         self.keep(length)
 
     def keep(self, length: int) -> None:
-        """Account for bytes of names and attributes that stay in memory."""
+        """Account for bytes of paths and attributes that stay in memory, or will be there when the tree is walked."""
         self._bytes += length
         if self._bytes > MAX_ARCHIVE_METADATA:
-            raise FormatError(f"more than {MAX_ARCHIVE_METADATA} bytes of names and attributes")
+            raise FormatError(f"more than {MAX_ARCHIVE_METADATA} bytes of paths and attributes")
 
 
 def _components(path: bytes, most: int = MAX_DEPTH) -> list[bytes]:

@@ -34,21 +34,24 @@ class TreeSource:
     def walk(self) -> Iterator[ScannedDirectory]:
         """The directories, the root first."""
         self._count_names()
-        stack = [(b"", self._root, _directory(self._root, None))]
+        # Paths are made when their turn comes: those of all that wait would share most of their bytes.
+        stack = [(b"", b"", self._root, _directory(self._root, None))]
         while stack:
-            path, node, directory = stack.pop()
+            above, name, node, directory = stack.pop()
+            path = _join(above, name)
             scanned, below = self._scan(path, node, directory)
             yield scanned
-            stack.extend(reversed(below))
+            stack.extend((path, *entry) for entry in reversed(below))
 
     def _count_names(self) -> None:
         """How many names each file has that the walk will come by."""
-        stack = [(b"", self._root)]
+        stack = [(b"", b"", self._root)]
         while stack:
-            path, node = stack.pop()
+            above, own, node = stack.pop()
+            path = _join(above, own)
             for name, child in self._children(path, node):
                 if child.children is not None:
-                    stack.append((_join(path, name), child))
+                    stack.append((path, name, child))
                 else:
                     self._names[id(child)] += 1
 
@@ -72,7 +75,7 @@ class TreeSource:
                 found: Inode = PENDING
             elif child.children is not None:
                 found = _directory(child, directory)
-                below.append((_join(path, name), child, found))
+                below.append((name, child, found))
             else:
                 found = child.inode
                 found.nlink = self._names[id(child)]

@@ -354,6 +354,25 @@ class TestSavedArchives:
         path.write_bytes(header.tobuf(tarfile.GNU_FORMAT))
         os.truncate(path, 1 << 43)
         refused(FormatError, "header of", f"docker-archive:{path}")
+        # Python's tarfile, as of 3.11.7, would think about this one for hours.
+        digits = tarfile.TarInfo("pax")
+        digits.type, digits.size = tarfile.XHDTYPE, 1 << 21
+        path.write_bytes(digits.tobuf(tarfile.GNU_FORMAT) + b"9" * (1 << 21))
+        refused(FormatError, "does not begin with its length", f"docker-archive:{path}")
+
+    def test_odd_members(self, tmp_path: Path) -> None:
+        path, manifest = tmp_path / "odd.tar", [{"Config": "c", "Layers": ["dir/../l"]}]
+        text = saved_archive(path, manifest, c=config_of(ONE), l=ONE)
+        good = path.read_bytes()
+        for kind, size in ((tarfile.DIRTYPE, 0), (tarfile.CHRTYPE, 0), (b"Z", 700), (tarfile.REGTYPE, 700)):
+            odd = tarfile.TarInfo("l/" if kind == tarfile.DIRTYPE else "odd")
+            odd.type, odd.size = kind, size
+            path.write_bytes(odd.tobuf(tarfile.GNU_FORMAT) + bytes(-size % 512 + size) + good)
+            assert tars(opened(text)) == [ONE]
+        sparse = tarfile.TarInfo("s")
+        sparse.type = tarfile.GNUTYPE_SPARSE
+        path.write_bytes(sparse.tobuf(tarfile.GNU_FORMAT) + good)
+        refused(UnsupportedError, "a sparse file", text)
 
     @given(cut=st.integers(0, 6000), flips=st.lists(st.tuples(st.integers(0, 5999), st.integers(1, 255)), max_size=6))
     def test_anything_opens_or_is_refused(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from eroseal.errors import FormatError
 from eroseal.format import tar
@@ -25,7 +25,6 @@ from eroseal.limits import (
     MAX_TAR_EXTENSION,
     MAX_XATTR_VALUE,
 )
-from eroseal.tree.archive_stream import Cursor
 from eroseal.tree.layer import LayerWarning
 from eroseal.tree.model import Xattrs
 
@@ -57,16 +56,26 @@ _NOTHING: Final = Extra()
 _SILENT: Final = Attributes()
 
 
+class Blocks(Protocol):
+    """Where headers come from; see `Cursor`."""
+
+    @property
+    def position(self) -> int: ...
+    def block(self) -> bytes: ...
+    def take(self, length: int, /) -> bytes: ...
+    def drain(self, limit: int, /, *, zeros: bool) -> None: ...
+
+
 class Members:
     """Reads headers off a stream; whoever takes a member takes its content off the stream, too.
 
     Args:
-        cursor: the stream.
+        cursor: the stream, a `Cursor` or its like.
         container: the archive is a container image's layer: it may be empty, and has no attributes of overlayfs's own.
         keep: told how many bytes of attributes stay in memory.
     """
 
-    def __init__(self, cursor: Cursor, *, container: bool, keep: Callable[[int], None]) -> None:
+    def __init__(self, cursor: Blocks, *, container: bool, keep: Callable[[int], None]) -> None:
         self.entries = 0
         self._cursor = cursor
         self._container = container

@@ -1,21 +1,24 @@
 """The files inside an uncompressed tar archive, read where they lie.
 
-The members are listed once; nothing is extracted. `tarfile` parses the headers, over a file that gives it no more
-than a header may have, and its names are looked up, never used as paths.
+The members are listed once, by the reader of all our archives; nothing is extracted. (Python's own `tarfile` takes
+time in the square of what a hostile header has, in versions that are still around.) Names are looked up, never used as
+paths.
 """
 
 from __future__ import annotations
 
-import io
+import os
 import posixpath
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from eroseal.errors import ErosealError, FormatError, UnsupportedError, UsageError
+from eroseal.errors import FormatError, UnsupportedError, UsageError
+from eroseal.format import tar
+from eroseal.format.tar import BLOCK, Header
 from eroseal.limits import MAX_SAVED_MEMBERS, MAX_TAR_EXTENSION
 from eroseal.readat import FileAt, ReadAt, check_range
+from eroseal.tree.archive_members import Extra, Members
 
 _MAX_LINKS: Final = 8
 """Links that lead to one file: `docker save` makes one of a layer that occurs twice."""
@@ -25,6 +28,10 @@ _COMPRESSED: Final = {
     b"\xfd7zXZ\x00": "xz -d",
     b"BZh": "bzip2 -d",
 }
+_FILES: Final = frozenset({tar.FILE, tar.OLD_FILE, tar.CONTIGUOUS})
+_WITHOUT_CONTENT: Final = frozenset(
+    {tar.DIRECTORY, tar.CHARACTER, tar.BLOCK_DEVICE, tar.FIFO, tar.GNU_VOLUME, tar.SYMLINK, tar.HARD_LINK}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,7 @@ class TarFiles:
         if part is None:
             return None
         if part.size > limit:
-            raise FormatError(f"{path!r} has {part.size} bytes, more than {limit}", where=self._name)
+            raise FormatError(f"{path[:200]!r} has {part.size} bytes, more than {limit}", where=self._name)
         return part.read_at(0, part.size)
 
     def open(self, path: str) -> Part | None:
@@ -95,7 +102,7 @@ class TarFiles:
             if path not in self._links:
                 return None
             path = self._links[path]
-        raise FormatError(f"more than {_MAX_LINKS} links lead to {path!r}", where=self._name)
+        raise FormatError(f"more than {_MAX_LINKS} links lead to {path[:200]!r}", where=self._name)
 
     def close(self) -> None:
         """Close the archive; closing twice does no harm."""
@@ -108,60 +115,68 @@ class TarFiles:
                 raise UnsupportedError("is compressed as a whole", where=self._name, hint=f"unpack it with {command}")
 
     def _list(self) -> None:
-        count = 0
-        try:
-            with tarfile.open(fileobj=_Bounded(self._file), mode="r:") as archive:
-                for member in archive:
-                    count += 1
-                    if count > MAX_SAVED_MEMBERS:
-                        raise FormatError(f"has more than {MAX_SAVED_MEMBERS} members", where=self._name)
-                    self._note(member)
-        except ErosealError:
-            raise
-        except (tarfile.TarError, ValueError, OverflowError, EOFError, LookupError, OSError, RecursionError) as error:
-            raise FormatError("is not a tar archive, or a broken one", where=self._name) from error
+        blocks, kept = _FileBlocks(self._file), 0
 
-    def _note(self, member: tarfile.TarInfo) -> None:
+        def keep(amount: int) -> None:
+            nonlocal kept
+            kept += amount
+            if kept > MAX_TAR_EXTENSION:
+                raise FormatError(f"more than {MAX_TAR_EXTENSION} bytes of extended attributes")
+
+        members = Members(blocks, container=False, keep=keep)
+        try:
+            for header, extra, _ in members.read():
+                if members.entries > MAX_SAVED_MEMBERS:
+                    raise FormatError(f"has more than {MAX_SAVED_MEMBERS} members")
+                self._note(header, extra, blocks)
+        except (FormatError, UnsupportedError) as error:
+            kind = UnsupportedError if isinstance(error, UnsupportedError) else FormatError
+            raise kind(f"no tar archive, or a broken one: {error.what}", where=self._name) from error
+
+    def _note(self, header: Header, extra: Extra, blocks: _FileBlocks) -> None:
         """The last member of a name counts, as for whoever unpacks the archive."""
-        name = posixpath.normpath(member.name)
+        if header.kind == tar.GNU_SPARSE:
+            raise UnsupportedError("a sparse file")
+        name = _normal(header.name)
         self._members.pop(name, None)
         self._links.pop(name, None)
-        if member.issym():
-            self._links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), member.linkname))
-        elif member.islnk():
-            self._links[name] = posixpath.normpath(member.linkname)
-        elif member.isreg() and member.sparse is None:
-            if member.size < 0 or member.offset_data + member.size > self._file.size:
-                raise FormatError("ends within a member", where=self._name)
-            self._members[name] = (member.offset_data, member.size)
+        if header.kind == tar.SYMLINK:
+            self._links[name] = posixpath.normpath(posixpath.join(posixpath.dirname(name), os.fsdecode(header.link)))
+        elif header.kind == tar.HARD_LINK:
+            self._links[name] = _normal(header.link)
+        elif header.kind not in _WITHOUT_CONTENT:
+            start = blocks.position
+            blocks.skip(header.size)
+            if header.kind in _FILES and not header.name.endswith(b"/") and extra.sparse is None:
+                self._members[name] = (start, header.size)
 
 
-class _Bounded(io.RawIOBase):
-    """A file for `tarfile`: it wants headers, so nothing larger than the largest header is read."""
+class _FileBlocks:
+    """A file as `Members` reads it, and passed over without being read."""
 
     def __init__(self, file: FileAt) -> None:
-        self._source = file
-        self._position = 0
+        self._file = file
+        self.position = 0
 
-    def seekable(self) -> bool:
-        return True
+    def block(self) -> bytes:
+        """The next block; b"" at the end of the file."""
+        return b"" if self.position >= self._file.size else self.take(BLOCK)
 
-    def readable(self) -> bool:
-        return True
+    def take(self, length: int) -> bytes:
+        """The next bytes; the padding behind them is passed over."""
+        start = self.position
+        self.skip(length)
+        return self._file.read_at(start, length)
 
-    def tell(self) -> int:
-        return self._position
+    def skip(self, length: int) -> None:
+        """Pass over bytes, and the padding behind them; raises FormatError where there are not as many."""
+        if not 0 <= length <= self._file.size - self.position:
+            raise FormatError("ends within a member")
+        self.position += length + -length % BLOCK
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence != io.SEEK_SET or offset < 0:
-            raise FormatError("is not a tar archive, or a broken one", where=self._source.name)
-        self._position = offset
-        return offset
+    def drain(self, limit: int, *, zeros: bool) -> None:
+        """What follows the end does not matter here."""
 
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MAX_TAR_EXTENSION:
-            raise FormatError(f"a header of {size} bytes, more than {MAX_TAR_EXTENSION}", where=self._source.name)
-        size = max(min(size, self._source.size - self._position), 0)
-        data = self._source.read_at(self._position, size) if size else b""
-        self._position += size
-        return data
+
+def _normal(name: bytes) -> str:
+    return posixpath.normpath(os.fsdecode(name))

@@ -92,9 +92,10 @@ class LargeFiles:
 
     def _segments(self, large: _Large) -> Iterator[tuple[int, int]]:
         path, where = large.place
+        chunk_size = self._placement.chunk_size
         if isinstance(path, bytes):
-            return data_segments(path, cast(Identity, where))
-        return stored_segments(self._source_fds[path], cast(int, where), large.inode.size)
+            return data_segments(path, cast(Identity, where), chunk_size)
+        return stored_segments(self._source_fds[path], cast(int, where), large.inode.size, chunk_size)
 
     def _settle(self, segment: _Segment) -> None:
         result = self._pool.collect(segment.task)

@@ -99,6 +99,8 @@ MAX_ARCHIVE_BYTES: Final = 1 << 44
 """Bytes of content, holes counted, of one tar archive: all that 32-bit block addresses reach."""
 MAX_ARCHIVE_FILE: Final = 1 << 40
 """Bytes of one file in an archive: a sparse one costs memory for each chunk without having sent a byte of it."""
+MAX_ARCHIVE_HOLES: Final = 1 << 40
+"""Bytes of holes in all archives of a build: nobody sent them, and each chunk of them costs memory and metadata."""
 MAX_TAR_EXTENSION: Final = 4 << 20
 """Bytes of one PAX header, long name or sparse map: 65,535 bytes an xattr, and dozens of them, fit."""
 MAX_SPARSE_PIECES: Final = 1 << 18

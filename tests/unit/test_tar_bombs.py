@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
+from pathlib import Path
+
 import pytest
-from tests.support.tars import END, Read, directory, file, header, pax, raw_pax, record
+from tests.support.tars import END, Read, directory, file, header, old_sparse, pax, raw_pax, record
 
 from eroseal import limits
+from eroseal.build import sources
+from eroseal.build.builder import build
+from eroseal.build.options import BuildOptions
+from eroseal.build.sources import parse_source
 from eroseal.errors import FormatError, UnsupportedError
+from eroseal.store.reference import parse_reference
+from eroseal.store.remote import RemoteOptions
 from eroseal.tree import archive_members, archive_names
 from eroseal.tree.walk import TreeSource
 
@@ -73,3 +84,41 @@ def test_where_a_fault_lies_is_shown_shortly() -> None:
     with pytest.raises(FormatError) as caught:
         Read(long_path(name, header(b"x", kind=b"3", rdev=(1 << 20, 0))) + END)
     assert len(str(caught.value)) < archive_members._LONGEST_SHOWN + 200
+
+
+def saved_image(place: Path, *layers: bytes) -> str:
+    """A saved image of these layers."""
+    diff_ids = [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers]
+    config = json.dumps({"rootfs": {"type": "layers", "diff_ids": diff_ids}}).encode()
+    names = [f"l{number}" for number in range(len(layers))]
+    manifest = json.dumps([{"Config": "c", "Layers": names}]).encode()
+    members = file(b"c", config) + file(b"manifest.json", manifest)
+    members += b"".join(file(name.encode(), layer) for name, layer in zip(names, layers, strict=True))
+    path = place / "saved.tar"
+    path.write_bytes(members + END)
+    return f"docker-archive:{path}"
+
+
+def build_from(source: str, place: Path) -> None:
+    parsed = parse_source(source, remote=RemoteOptions())
+    build(parsed, parse_reference(f"dir:{place / 'store'}:x"), BuildOptions(jobs=1, durable=False))
+
+
+def test_holes_of_all_layers_are_bounded(tmp_path: Path) -> None:
+    half = old_sparse(b"s", [(5, b"x")], limits.MAX_ARCHIVE_HOLES // 2 + 4096)
+    assert Read(half + END).layer.hole_bytes == limits.MAX_ARCHIVE_HOLES // 2 + 4095
+    with pytest.raises(FormatError, match="bytes of holes"):
+        build_from(saved_image(tmp_path, half + END, half + END), tmp_path)
+    archive = tmp_path / "a.tar.gz"
+    archive.write_bytes(gzip.compress(half + half + END))
+    with pytest.raises(FormatError, match="bytes of holes"):
+        build_from(str(archive), tmp_path)
+
+
+def test_entries_of_all_layers_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MAX_ARCHIVE_ENTRIES", 5)
+    text = saved_image(tmp_path, file(b"a") * 3 + END, file(b"a") * 3 + END)
+    with pytest.raises(FormatError, match="the image's layers have more than 5 entries"):
+        build_from(text, tmp_path)
+    build_from(saved_image(tmp_path, file(b"a") * 3 + END, file(b"b") * 2 + END), tmp_path)
+    assert (tmp_path / "store" / "images" / "x").exists()

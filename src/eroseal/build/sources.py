@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from eroseal.build.options import UNPACKING, BuildOptions, LayerMode, Progress, Warn
 from eroseal.build.spools import unnamed_file
 from eroseal.errors import FormatError, NotFoundError, SourceError, UsageError
-from eroseal.limits import IO_CHUNK
+from eroseal.limits import IO_CHUNK, MAX_ARCHIVE_ENTRIES, MAX_ARCHIVE_HOLES
 from eroseal.store.remote import RemoteOptions
 from eroseal.tree.directory import DirectorySource, ScannedDirectory
 
@@ -192,6 +192,8 @@ class _Layers:
         self._count = context.count
         self._jobs = context.options.job_count
         self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._entries = 0
 
     def read(self) -> list[Layer]:
         count = len(self._image.layers)
@@ -222,7 +224,15 @@ class _Layers:
             progress=None,
         )
         tap.check()
+        self._count_entries(found.entries, name)
         return found
+
+    def _count_entries(self, number: int, name: str) -> None:
+        """All layers are in memory together, so together they have no more entries than a single archive."""
+        with self._lock:
+            self._entries += number
+            if self._entries > MAX_ARCHIVE_ENTRIES:
+                raise FormatError(f"the image's layers have more than {MAX_ARCHIVE_ENTRIES} entries", where=name)
 
     def _stoppable(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
         for piece in pieces:
@@ -262,6 +272,8 @@ def _trees(layers: Sequence[Layer], fds: tuple[int, ...], context: Context, *, c
         for warning in layer.warnings:
             more = f" and {warning.count - 1} more" if warning.count > 1 else ""
             context.warn(f"{layer.name}: {warning.what}: {os.fsdecode(warning.path)}{more}")
+    if sum(layer.hole_bytes for layer in layers) > MAX_ARCHIVE_HOLES:
+        raise FormatError(f"more than {MAX_ARCHIVE_HOLES} bytes of holes in files", where=layers[-1].name)
     options = context.options
     roots = stacked(layers) if options.layers is LayerMode.STACK else [merge(layers)]
     return Trees(tuple(TreeSource(root, exclude=options.exclude).walk for root in roots), fds, config)

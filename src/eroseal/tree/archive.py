@@ -99,12 +99,20 @@ class _Reader:
         self._names = Names(container=container)
         self.members = Members(cursor, container=container, keep=self._names.keep)
         self._content_bytes = 0
+        self._hole_bytes = 0
 
     def run(self, name: str) -> Layer:
         for header, extra, block in self.members.read():
             self._member(header, extra, block)
         self._spool.finish()
-        return Layer(name, self._names.finish(), self.members.entries, self._content_bytes, self.members.warnings())
+        return Layer(
+            name,
+            self._names.finish(),
+            self.members.entries,
+            self._content_bytes,
+            self._hole_bytes,
+            self.members.warnings(),
+        )
 
     def _member(self, header: Header, extra: Extra, block: bytes) -> None:
         kind, name, mode, uid, gid, size, mtime, link, rdev, gnu = header
@@ -177,6 +185,7 @@ class _Reader:
         if inode.size > MAX_ARCHIVE_FILE:
             raise FormatError(f"{inode.size} bytes with holes, but {MAX_ARCHIVE_FILE} are allowed")
         self._content_bytes += inode.size
+        self._hole_bytes += max(0, inode.size - stored)
         if self._content_bytes > MAX_ARCHIVE_BYTES:
             raise FormatError(f"more than {MAX_ARCHIVE_BYTES} bytes of content")
         if sparse is not None:

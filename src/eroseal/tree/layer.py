@@ -96,6 +96,7 @@ class Layer:
         root: its tree.
         entries: members that were read, replaced ones and whiteouts counted.
         content_bytes: sizes of regular files that were read, holes counted.
+        hole_bytes: of these, what the archive did not hold.
         warnings: what was left out.
     """
 
@@ -103,4 +104,5 @@ class Layer:
     root: Node
     entries: int
     content_bytes: int
+    hole_bytes: int = 0
     warnings: tuple[LayerWarning, ...] = ()

@@ -91,6 +91,41 @@ def test_images_of_ours(path: Path, place: Place) -> None:
     assert collect(parse_reference(f"oci:{path}:x"), CollectOptions(), RemoteOptions()).blobs == ()  # type: ignore[arg-type]
 
 
+def test_a_record_goes_with_its_image(path: Path, place: Place, require_peer: Callable[[str], str]) -> None:
+    umoci = require_peer("umoci")
+    store = place.store()
+    publish(store, "kept", sample_image((1, 2)), [signature("mine")])
+    before, index = contents(path), (path / "index.json").read_bytes()
+    publish(store, "old", sample_image((2, 5)), [signature("yours")])
+    subprocess.run([umoci, "rm", "--image", f"{path}:old"], check=True)
+    run(path)  # all is young
+    assert len(json.loads((path / "index.json").read_bytes())["manifests"]) == 3
+    age(path)
+    told = run(path, dry_run=True)
+    assert run(path) == told
+    assert len(told.blobs) == 6  # the four of the image, the record and its manifest
+    assert contents(path) == before
+    assert json.loads((path / "index.json").read_bytes()) == json.loads(index)
+    subprocess.run([umoci, "gc", "--layout", path], check=True)
+    assert contents(path) == before
+
+
+def test_a_record_stays_with_what_is_young(path: Path, place: Place, layout: LayoutRepository) -> None:
+    """Somebody may be at work: the image comes after its record, or the record was made just now."""
+    store = place.store()
+    publish(store, "image", sample_image((1,)), [signature("mine")])
+    _, manifest = layout.manifest("image")
+    record = next(entry for entry in layout.index().manifests if entry.artifact_type is not None)
+    layout.delete_tag("image")
+    for young in (manifest.digest, record.digest):
+        age(path)
+        os.utime(layout.blob_path(young))
+        assert run(path, dry_run=True).kept["named"] > 0
+    age(path)
+    collect_layout(layout, CollectOptions())
+    assert (contents(path), layout.index().manifests) == (set(), [])
+
+
 def test_nested_indexes_and_artifacts_of_others(path: Path, layout: LayoutRepository) -> None:
     images = [put_image(layout, layer_tar(a=str(number).encode())) for number in range(2)]
     inner = put_index(layout, [plain(image) for image in images])

@@ -2,7 +2,8 @@
 
 Manifests and indexes are followed as deep as they go: configs, layers, nested indexes, and the artifacts that the index
 lists beside images. What a manifest names as its subject is not kept by that: a subject may be missing. A
-document of an unknown kind may name anything, so then nothing goes.
+document of an unknown kind may name anything, so then nothing goes. An image record of ours goes with the image that it
+is about, and its entry in the index with it: other tools follow subjects, and stumble over one that is gone.
 
 As in a native store, garbage moves into a temporary directory under the lock that our own writers take to change the
 index, after the index was read again, and is deleted when the lock was released. `put_manifest` looks under that lock
@@ -28,6 +29,7 @@ from eroseal.store.layout import listing, read_small
 from eroseal.store.oci.content import digest_of
 from eroseal.store.oci.documents import INDEXES, MANIFESTS, Descriptor, check_digest
 from eroseal.store.oci.layout import LOCK_NAME, LayoutRepository
+from eroseal.store.oci.record import RECORD_TYPE
 from eroseal.store.trash import file_status, move_out, plain_status, sweep_abandoned
 
 _ALGORITHMS: Final = ("sha256", "sha512")
@@ -37,12 +39,13 @@ _FOLLOWED: Final = MANIFESTS | INDEXES | {_ARTIFACT}
 
 
 class _Names(msgspec.Struct, frozen=True):
-    """All that a manifest or index of any kind names, but for its subject."""
+    """All that a manifest or index of any kind names."""
 
     config: Descriptor | None = None
     layers: list[Descriptor] = msgspec.field(default_factory=list)
     manifests: list[Descriptor] = msgspec.field(default_factory=list)
     blobs: list[Descriptor] = msgspec.field(default_factory=list)
+    subject: Descriptor | None = None
 
 
 class _Content(NamedTuple):
@@ -77,6 +80,7 @@ class _Collection:
         self._options = options
         self._judge: Judge[str] = Judge(options.grace, time.time())
         self._read: set[str] = set()
+        self._orphans: set[str] = set()
 
     def run(self) -> Collected:
         self._reach()
@@ -93,6 +97,8 @@ class _Collection:
             with exclusive_lock(self._layout.path / LOCK_NAME):
                 self._judge.now = os.stat(trash.path).st_mtime
                 self._reach()
+                # First: whenever we are killed, the index names nothing that we took.
+                self._layout.drop_entries(self._orphans - self._judge.named)
                 return [item for item in candidates if self._move(item, trash.path)]
         except OSError as error:
             raise output_error(error, self._layout.path, "cannot collect") from error
@@ -111,8 +117,23 @@ class _Collection:
         return True
 
     def _reach(self) -> None:
-        """Find all that the index reaches; what was read once under its digest is not read again."""
-        found = list(self._layout.index().manifests)
+        """Find all that the index reaches."""
+        entries = self._layout.index().manifests
+        records = [entry for entry in entries if entry.artifact_type == RECORD_TYPE]
+        self._follow([entry for entry in entries if entry.artifact_type != RECORD_TYPE])
+        self._orphans = {entry.digest for entry in records if self._is_orphan(entry)}
+        self._follow([entry for entry in records if entry.digest not in self._orphans])
+
+    def _is_orphan(self, record: Descriptor) -> bool:
+        """Whether a record's image is gone, or goes now, and nobody was at either lately."""
+        names = self._names(record)
+        if names is None or names.subject is None or names.subject.digest in self._judge.named:
+            return False
+        files = [plain_status(self._layout.blob_path(digest)) for digest in (record.digest, names.subject.digest)]
+        return all(status is None or self._judge.is_old(status.st_mtime) for status in files)
+
+    def _follow(self, found: list[Descriptor]) -> None:
+        """Note all that is reached from there; what was read once under its digest is not read again."""
         while found:
             descriptor = found.pop()
             self._judge.named.add(descriptor.digest)
@@ -141,8 +162,7 @@ class _Collection:
             raise refusal(error, "a manifest") from error
 
     def _document(self, digest: str) -> bytes | None:
-        algorithm, _, encoded = digest.partition(":")
-        path = self._layout.path / "blobs" / algorithm / encoded
+        path = self._layout.blob_path(digest)
         data = read_small(path, limit=MAX_MANIFEST)
         if data is not None and digest_of(data, like=digest) != digest:
             raise FormatError(f"is not {digest}", where=str(path))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -152,6 +152,20 @@ class LayoutRepository(LayoutReader):
         contents = [stored, manifest.config, *manifest.layers]
         self._change(lambda entry: entry.digest in gone and REF_NAME not in entry.annotations, descriptor, contents)
         return descriptor
+
+    def blob_path(self, digest: str) -> Path:
+        """Where content lies, if it is there; raises FormatError for what is no digest."""
+        return self.path / self._path(digest)
+
+    def drop_entries(self, digests: Collection[str]) -> None:
+        """Take manifests out of the index; for a collection, which holds the lock. Raises FormatError, OutputError."""
+        if digests:
+            path = self.path / INDEX
+            data = self._index_bytes()
+            edited = edit_index(
+                data, drop=lambda entry: entry.digest in digests, add=None, where=str(path), limit=MAX_JSON_BODY
+            )
+            write_atomic(path, edited, replace=True, durable=self._durable)
 
     def __enter__(self) -> Self:
         return self

@@ -148,7 +148,7 @@ MAX_LAYER_CHUNK: Final = 16 << 20
 MAX_WRITE_CONFLICTS: Final = 64
 """Times that a document or record is read again because another writer came between: as many writers at once."""
 MAX_CREDENTIALS_FILE: Final = 4 << 20
-"""Bytes of a file of credentials: thousands of registries."""
+"""Bytes of a file of credentials, or of what a helper says: thousands of registries."""
 MAX_TOKEN: Final = 64 << 10
 """Characters of a registry's token: those with many rights have a few thousand."""
 MAX_UPLOAD_MEMORY: Final = 32 << 20

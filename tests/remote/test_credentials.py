@@ -163,6 +163,7 @@ class TestHelpers:
             ("bad", "echo hunter2; exit 1", "failed with status 1"),
             ("bad", "echo hunter2", "no credentials"),
             ("bad", "exec sleep 30", "does not end"),
+            ("bad", "exec cat /dev/zero", "more than [0-9]+ bytes"),
             ("missing", "", "no program"),
             ("../bad", "echo hunter2", "no program"),
             ("", "", ""),

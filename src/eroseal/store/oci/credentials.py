@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import os
 import re
+import selectors
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,26 +177,55 @@ def _ask(helper: str, path: Path, options: RemoteOptions, host: str) -> Credenti
         raise KeyMaterialError(f"there is no program {program!r}", where=str(path), hint="install it, or log in anew")
     server = _HUB_KEY if _host(host) == DEFAULT_HOST else host
     try:
-        result = subprocess.run(
-            [found, "get"],
-            input=server.encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            timeout=options.timeout,
-            check=False,
-        )
+        status, said = _run([found, "get"], server.encode(), environment, options.timeout)
     except (OSError, subprocess.TimeoutExpired):
         raise KeyMaterialError(f"{program} does not run or does not end", where=str(path)) from None
-    if result.returncode != 0:
+    if len(said) > MAX_CREDENTIALS_FILE:
+        raise KeyMaterialError(f"{program} gave more than {MAX_CREDENTIALS_FILE} bytes", where=str(path))
+    if status != 0:
         # Helpers agree on these words, and on nothing else, for "not found".
-        if b"credentials not found" in result.stdout:
+        if b"credentials not found" in said:
             return None
-        raise KeyMaterialError(f"{program} failed with status {result.returncode}", where=str(path))
+        raise KeyMaterialError(f"{program} failed with status {status}", where=str(path))
     try:
-        answer = msgspec.json.decode(result.stdout, type=_Answer)
+        answer = msgspec.json.decode(said, type=_Answer)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         raise KeyMaterialError(f"{program} gave no credentials in docker's form", where=str(path)) from None
     if answer.username == _TOKEN_USER:
         return Credential("", "", answer.secret)
     return Credential(answer.username, answer.secret)
+
+
+def _run(command: list[str], text: bytes, environment: dict[str, str], timeout: float) -> tuple[int, bytes]:
+    """(status, output) of a program that gets a text; it is killed when it takes too long or says too much."""
+    until = time.monotonic() + timeout
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, bufsize=0
+    ) as process:
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(text)
+            process.stdin.close()
+            said = _read(process.stdout.fileno(), until)
+            if len(said) <= MAX_CREDENTIALS_FILE:
+                process.wait(max(0.0, until - time.monotonic()))
+        finally:
+            process.kill()
+        return process.wait(), said
+
+
+def _read(fd: int, until: float) -> bytes:
+    """All that comes through a pipe, or a little more than may; raises TimeoutExpired."""
+    said = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(fd, selectors.EVENT_READ)
+        while len(said) <= MAX_CREDENTIALS_FILE:
+            if not selector.select(max(0.0, until - time.monotonic())):
+                raise subprocess.TimeoutExpired("", 0.0)
+            piece = os.read(fd, 1 << 20)
+            if not piece:
+                break
+            said += piece
+    return said

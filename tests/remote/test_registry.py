@@ -255,6 +255,16 @@ class TestBlobs:
         other = open_at(registry.host.replace("127.0.0.1", "localhost"), "blobs/one")
         assert not two.mount_blob(blob, other)
 
+    def test_a_mount_that_leads_elsewhere_reaches_nobody(self, registry: Registry, open_at: Open) -> None:
+        with FaultProxy(registry.host) as liar, FaultProxy(registry.host) as victim:
+            one, two = open_at(liar.host, "blobs/one"), open_at(liar.host, "blobs/two")
+            blob = put(one, b"to be mounted")
+            for location in (f"{victim.url}/v2/victim/manifests/latest", "http://[", f"http://u@{liar.host}/v2/"):
+                liar.script("POST .*mount", Fault(status=202, headers={"Location": location}))
+                assert not two.mount_blob(blob, one)
+            assert victim.exchanges == []
+            assert liar.of("DELETE") == []
+
 
 class TestUploads:
     def test_a_wrong_source_leaves_nothing(self, registry: Registry, open_at: Open, small_chunks: None) -> None:

@@ -36,7 +36,7 @@ from eroseal.store.oci.endpoint import Endpoint
 from eroseal.store.oci.referrers import artifact_descriptor, fallback_tag, of_type, with_referrer
 from eroseal.store.oci.repository import Repository
 from eroseal.store.oci.unfinished import Unfinished
-from eroseal.store.oci.upload import Upload
+from eroseal.store.oci.upload import Upload, own_location
 from eroseal.store.protocol import Progress
 from eroseal.store.reference import check_tag, is_tag
 from eroseal.store.remote import RemoteOptions
@@ -167,8 +167,8 @@ class RegistryRepository:
         answer = self._request("POST", f"blobs/uploads/?{query}", expect=(201, 202, *_NO_DELETE), retry=False)
         if answer.status == 202:
             # It began an upload instead; the registry forgets it some day if it does not take this.
-            location = str(joined(answer.url, answer.headers.get("location", "")))
             with contextlib.suppress(ErosealError):
+                location = own_location(self._endpoint.base, answer.url, answer.headers.get("location", ""))
                 self._request("DELETE", location, expect=(200, 202, 204), retry=False)
         return answer.status == 201
 

@@ -249,12 +249,25 @@ class Upload:
     def _location(self, answer: Answer) -> str:
         return self._own(answer.url, answer.headers.get("location", ""))
 
-    def _own(self, base: str, location: str) -> str:
-        """Where an upload goes on: on the registry's own host, by its own scheme, whatever a proxy made of it."""
-        ours, theirs = joined(self._base, ""), joined(base, location)
-        if theirs.netloc != ours.netloc or theirs.userinfo:
-            raise RemoteError(f"wants an upload to go on at {shown(theirs)}", where=self._where)
-        return str(theirs.copy_with(scheme=ours.scheme))
+    def _own(self, here: str, location: str) -> str:
+        return own_location(self._base, here, location)
+
+
+def own_location(base: str, here: str, location: str) -> str:
+    """Where an upload goes on: on the registry's own host, by its own scheme, whatever a proxy made of it.
+
+    Args:
+        base: address of the repository.
+        here: address that gave the location.
+        location: as it was given.
+
+    Raises:
+        RemoteError: it is on another host.
+    """
+    ours, theirs = joined(base, ""), joined(here, location)
+    if theirs.netloc != ours.netloc or theirs.userinfo:
+        raise RemoteError(f"wants an upload to go on at {shown(theirs)}", where=shown(base))
+    return str(theirs.copy_with(scheme=ours.scheme))
 
 
 def _reached(headers: Mapping[str, str]) -> int | None:

@@ -132,6 +132,11 @@ class TestResuming:
         refused(RemoteError, "broke|ended", lambda: list(client.stream(f"{proxy.url}/data")))
         assert len(proxy.of("GET")) == 1 + OPTIONS.attempts - 1
 
+    def test_a_stream_that_crawls_ends(self, proxy: FaultProxy, client: HttpClient) -> None:
+        proxy.script("GET /data", *[Fault(cut=1)] * 1000)
+        refused(RemoteError, "again and again", lambda: list(client.stream(f"{proxy.url}/data")))
+        assert len(proxy.of("GET")) == 4 * OPTIONS.attempts + 1
+
     def test_the_object_must_stay_the_same(self, web: WebServer, proxy: FaultProxy, client: HttpClient) -> None:
         proxy.script("GET /data", Fault(cut=1000), Fault(headers={"ETag": '"other"'}))
         refused(FormatError, "changed while", lambda: list(client.stream(f"{proxy.url}/data")))
@@ -244,6 +249,23 @@ class TestTrying:
 
         with Server(Silent) as server, HttpClient(RemoteOptions(attempts=1, timeout=0.1)) as client:
             refused(RemoteError, "in time", lambda: client.get_bytes(server.url, limit=10))
+            done.set()
+
+    @pytest.mark.parametrize("status", [200, 500])
+    def test_a_server_that_drips_is_given_up(self, status: int) -> None:
+        done = threading.Event()
+
+        class Dripping(Handler):
+            def do_GET(self) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                while not done.wait(0.02):
+                    self.wfile.write(b".")
+
+        with Server(Dripping) as server, HttpClient(RemoteOptions(attempts=1, timeout=0.3)) as client:
+            words = "next to nothing" if status == 200 else "answered 500"
+            refused(RemoteError, words, lambda: client.get_bytes(server.url, limit=1000))
             done.set()
 
     def test_retry_after_counts_within_bounds(self) -> None:

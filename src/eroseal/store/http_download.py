@@ -2,7 +2,7 @@
 
 Each connection is asked for what is still missing, and must answer with that and no more. The object must stay the
 same: its size and its ETag are compared each time. A try counts as failed only if it brought nothing new, so that a
-long download over a bad line ends, and one that stands still does too.
+long download over a bad line ends, and one that stands still, or that crawls from break to break, does too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 _MAX_SKIP: Final = 4 << 20
 """Bytes that are thrown away when a server sends the whole of it in place of a range: about what a second costs."""
+_BREAKS: Final = 4
+"""Breaks without a step between them, for each try of a request."""
+_STEP: Final = 64 << 10
+"""Bytes that make up for all breaks before them."""
 
 
 class Download:
@@ -37,10 +41,12 @@ class Download:
     """
 
     __slots__ = (
+        "_breaks",
         "_broken",
         "_end",
         "_etag",
         "_exchange",
+        "_mark",
         "_pieces",
         "_position",
         "_response",
@@ -71,6 +77,8 @@ class Download:
         self._pieces: Iterator[bytes] = iter(())
         self._surplus = False
         self._broken: TransientError | None = None
+        self._breaks = 0
+        self._mark = start
 
     def __iter__(self) -> Iterator[bytes]:
         while self._end is None or self._position < self._end:
@@ -103,9 +111,18 @@ class Download:
             self.close()
             if self._position == begin:
                 raise
+            self._count_break(error)
             # What came counts; the failure is the next try's, which then waits.
             self._broken = error
         return got
+
+    def _count_break(self, error: TransientError) -> None:
+        """Refuse a server that gives a few bytes and breaks off, again and again."""
+        if self._position - self._mark >= _STEP:
+            self._mark, self._breaks = self._position, 0
+        self._breaks += 1
+        if self._breaks > _BREAKS * self._exchange.options.attempts:
+            raise RemoteError(f"{error.what}, again and again", where=self._where) from error
 
     def _gather(self, got: list[bytes]) -> None:
         end = self._end

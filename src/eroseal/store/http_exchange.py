@@ -8,6 +8,7 @@ host that they are for.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -16,6 +17,7 @@ from eroseal.store.http_rules import (
     LOG_IN,
     MAX_REDIRECTS,
     REDIRECTS,
+    TransientError,
     address_fault,
     joined,
     origin,
@@ -36,6 +38,8 @@ Content = bytes | Callable[[], Iterator[bytes]]
 
 _ERROR_BODY: Final = 8 << 10
 """Bytes of an error's body that are read: more than is shown, and enough to keep most connections usable."""
+_SLOWEST: Final = 100
+"""Bytes a second that a body must bring, over the timeout: a byte before each timeout would keep us for years."""
 _KEEP_SECONDS: Final = 30.0
 """Seconds that an idle connection is kept."""
 _CONNECT_SECONDS: Final = 10.0
@@ -113,11 +117,28 @@ class Exchange:
         raise RemoteError(f"redirects more than {MAX_REDIRECTS} times", where=shown(url))
 
     def pieces(self, response: httpx2.Response) -> Iterator[bytes]:
-        """The body of an answer as it comes, not decoded; raises TransientError where the connection breaks."""
+        """The body of an answer as it comes, not decoded.
+
+        Raises:
+            TransientError: the connection breaks, or brings so little that somebody must mean it. Only the time that
+                is spent in waiting counts.
+        """
         import httpx2  # noqa: PLC0415 - most commands speak to no server
 
+        body, waited, arrived = response.iter_raw(), 0.0, 0
         try:
-            yield from response.iter_raw()
+            while True:
+                begun = time.monotonic()
+                piece = next(body, None)
+                waited += time.monotonic() - begun
+                if piece is None:
+                    return
+                arrived += len(piece)
+                yield piece
+                if waited >= self.options.timeout:
+                    if arrived < _SLOWEST * waited:
+                        raise TransientError("sends next to nothing", where=shown(response.request.url))
+                    waited, arrived = 0.0, 0
         except (httpx2.HTTPError, httpx2.StreamError) as error:
             raise transport_error(error, shown(response.request.url)) from error
 

@@ -18,7 +18,7 @@ from eroseal.errors import ErosealError, FormatError, UnsupportedError
 from eroseal.format.chunkindex import ChunkIndex, Compression, encode_chunk_index
 from eroseal.format.digest import TreeParams
 from eroseal.readat import BytesAt
-from eroseal.store.oci.chunks import CHUNK_SIZE, compress_layer, open_layer
+from eroseal.store.oci.chunks import CHUNK_SIZE, CompressedBlob, compress_layer, open_layer
 from eroseal.store.oci.documents import Descriptor
 from eroseal.store.oci.layers import blob_info, index_range
 from eroseal.trust.image import open_blob
@@ -127,6 +127,22 @@ def test_neighbours_come_by_one_request_and_are_remembered(packed: Packed) -> No
     source.read_at(0, 2 * CHUNK_SIZE)
     source.read_at(100, CHUNK_SIZE)
     assert len(repository.source.reads) == 1
+
+
+def test_tiny_chunks_do_not_fill_memory() -> None:
+    count = 20_000
+    frame = zstandard.ZstdCompressor().compress(b"x")
+    index = encode_chunk_index(
+        Compression.ZSTD, count, ((number * len(frame), number, b"") for number in range(count)), hash_size=0
+    )
+    source = CompressedBlob(
+        OneLayer(frame * count).source,  # type: ignore[arg-type]
+        ChunkIndex.parse(index, end=count * len(frame)),
+        name="tiny",
+    )
+    assert source.read_at(0, count) == b"x" * count
+    assert len(source._cache) <= 4096
+    assert source._cached <= 16 << 20
 
 
 def test_closing_closes_the_layer(packed: Packed) -> None:

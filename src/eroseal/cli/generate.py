@@ -107,8 +107,9 @@ def _schemas() -> dict[str, dict[str, Any]]:
     from eroseal.report.schemas import DOCUMENTS
     from eroseal.store.document import ImageJson
     from eroseal.store.fsck import StoreReport
+    from eroseal.store.lease_places import LeaseJson
 
-    kinds: list[Any] = [*DOCUMENTS, StoreReport, ImageJson]
+    kinds: list[Any] = [*DOCUMENTS, StoreReport, ImageJson, LeaseJson]
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     return {_schema_name(kind): {**dialect, **msgspec.json.schema(kind)} for kind in kinds}
 

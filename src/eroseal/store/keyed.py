@@ -51,7 +51,7 @@ from eroseal.store.protocol import (
 )
 from eroseal.store.reference import is_image_name
 from eroseal.store.remote import DEFAULT_RANGES
-from eroseal.store.staging import provable
+from eroseal.store.staging import provable, require_size
 
 _ORPHAN_AGE: Final = 24 * 3600.0
 """Seconds after which a record without a document is nobody's: no writer takes so long, and no clock is so wrong."""
@@ -187,7 +187,9 @@ class KeyedStore(KeyedReader):
 
         size = open_blob(source, digest, name=str(digest)).seal.sealed_size
         with provable(source, size, parallel=self._parallel) as file:
-            scan_blob(file, open_blob(file, digest, name=str(digest)), jobs=jobs)
+            blob = open_blob(file, digest, name=str(digest))
+            require_size(blob.seal, size)
+            scan_blob(file, blob, jobs=jobs)
             self.keys.upload(key, file, size, progress=progress)
         return size
 

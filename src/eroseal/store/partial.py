@@ -32,6 +32,7 @@ from eroseal.store.atomic import make_directory, output_error, sync_directory
 from eroseal.store.lanes import Lanes, SharedFds
 from eroseal.store.layout import PARTIAL_PREFIX, complete_size, kept_size
 from eroseal.store.protocol import Progress
+from eroseal.store.staging import require_size
 
 PIECE_SIZE: Final = 1 << 20
 """Bytes of a piece. A request is for several, so an interruption costs what was in flight and no more."""
@@ -238,6 +239,7 @@ class _Partial:
         with FileAt(self._place / _DATA) as file:
             try:
                 blob = open_blob(file, self._digest, data_size=data_size, name=str(self._digest))
+                require_size(blob.seal, self._size)
             except (IntegrityError, FormatError) as error:
                 return error, set(range(data_size // PIECE_SIZE, self._count))
             bad = scan_blob(file, blob, jobs=jobs, keep_going=True)

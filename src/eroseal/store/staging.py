@@ -10,10 +10,15 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+from eroseal.errors import IntegrityError
 from eroseal.readat import FileAt, ReadAt
 from eroseal.store.atomic import output_error
 from eroseal.store.lanes import Lanes, SharedFds
+
+if TYPE_CHECKING:
+    from eroseal.trust.verifier import VerifiedSeal
 
 
 @contextlib.contextmanager
@@ -43,6 +48,16 @@ def provable(source: ReadAt, size: int, *, parallel: int) -> Iterator[FileAt]:
             raise output_error(error, tempfile.gettempdir()) from error
         with file:
             yield file
+
+
+def require_size(seal: VerifiedSeal, size: int) -> None:
+    """Refuse a copy whose verified seal does not end where the copy does; raises IntegrityError.
+
+    How long a blob is, its source said when it was first asked. What it then sent may be shorter, and all that follows
+    would be bytes that nobody verified.
+    """
+    if seal.sealed_size != size:
+        raise IntegrityError(f"sealed blob has {seal.sealed_size} bytes, not {size}", step=1, blob=str(seal.digest))
 
 
 def _fetch(source: ReadAt, fd: int, size: int, parallel: int) -> None:

@@ -37,6 +37,7 @@ from eroseal.store.reference import FileReference, LayoutReference, Reference, R
 from eroseal.store.remote import DEFAULT_RANGES, RemoteOptions
 from eroseal.store.resolve import StoredStack, resolve_layers
 from eroseal.store.single import SingleWriter
+from eroseal.store.staging import require_size
 from eroseal.trust.image import open_blob
 from eroseal.trust.scan import scan_blob
 
@@ -187,7 +188,9 @@ def copy_to_file(source: StoredStack, path: Path, options: CopyOptions = _DEFAUL
         except OSError as error:
             raise output_error(error, path) from error
         with FileAt(writer.path) as copied:
-            scan_blob(copied, open_blob(copied, document.image, name=str(document.image)), jobs=options.jobs)
+            blob = open_blob(copied, document.image, name=str(document.image))
+            require_size(blob.seal, size)
+            scan_blob(copied, blob, jobs=options.jobs)
         writer.commit(source.record)
     return CopyResult(document.image, 1, 0, 0, size, 0)
 

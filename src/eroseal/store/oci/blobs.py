@@ -39,7 +39,7 @@ from eroseal.store.oci.layers import (
 from eroseal.store.oci.repository import Repository
 from eroseal.store.protocol import BlobStore, OpenBlob, Progress
 from eroseal.store.remote import DEFAULT_RANGES
-from eroseal.store.staging import provable
+from eroseal.store.staging import provable, require_size
 from eroseal.trust.image import open_blob
 from eroseal.trust.scan import scan_blob
 from eroseal.trust.verifier import VerifiedSeal
@@ -120,6 +120,7 @@ class OciBlobs:
         with provable(source, seal.sealed_size, parallel=self._parallel) as local:
             # Opened anew: the copy is what must be right, not what its source said before.
             blob = open_blob(local, digest, data_size=seal.descriptor.data_size, name=str(digest))
+            require_size(blob.seal, seal.sealed_size)
             hashing = _Hashing(local, blob.seal.sealed_size)
             try:
                 scan_blob(local, blob, jobs=jobs)

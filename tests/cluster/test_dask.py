@@ -90,6 +90,11 @@ def test_no_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manyworkers, "_CONNECT_TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    for wrong in (address, "tcp://127.0.0.1:port", "nonsense://x"):
+    for wrong in (address, "tcp://127.0.0.1:port", "tcp://127.0.0.1", "nonsense", "nonsense://x"):
         with pytest.raises(RemoteError, match="no Dask scheduler answers"):
             build_many(make_jobs(tmp_path, 1, "store"), Cluster(wrong))
+    monkeypatch.setattr(manyworkers, "_PATIENCE", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(RemoteError, match="no Dask scheduler answers"):
+            build_many(make_jobs(tmp_path, 1, "store"), Cluster(address))

@@ -200,11 +200,26 @@ class Cluster(AnyExecutor):
         super().__init__(self._connect, _CLUSTER_PARALLEL)
 
     def _connect(self) -> Executor:
-        try:
-            self._client = self._distributed.Client(self._address, timeout=_CONNECT_TIMEOUT, set_as_default=False)
-            executor: Executor = self._client.get_executor(pure=False)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise RemoteError("no Dask scheduler answers", where=self._address) from error
+        # A client that never connected would wait for its connection's end, in the collector, and complain.
+        quiet = type("QuietClient", (self._distributed.Client,), {"__del__": lambda client: None})
+        failures: list[Exception] = []
+
+        def connect() -> None:
+            try:
+                self._client = quiet(self._address, timeout=_CONNECT_TIMEOUT, set_as_default=False)
+            except Exception as error:  # whatever a client says of an address
+                failures.append(error)
+
+        # In a thread of its own: with a server that is no scheduler, a client tries again and again.
+        thread = threading.Thread(target=connect, daemon=True)
+        thread.start()
+        thread.join(_CONNECT_TIMEOUT + _PATIENCE)
+        if self._client is None:
+            cause = failures[0] if failures else None
+            raise RemoteError(
+                "no Dask scheduler answers", where=self._address, hint="--scheduler tcp://HOST:PORT"
+            ) from cause
+        executor: Executor = self._client.get_executor(pure=False)
         return executor
 
     def _end(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from tests.support.oci import descriptor_of, layer_tar, plain, put, put_image, p
 from eroseal.errors import ErosealError, FormatError, NotFoundError, OutputError, UnsupportedError
 from eroseal.limits import MAX_MANIFEST
 from eroseal.readat import BytesAt
+from eroseal.store.oci import documents, layout_reader
 from eroseal.store.oci.documents import OCI_EMPTY, OCI_INDEX, OCI_MANIFEST, Descriptor, Manifest, encode
 from eroseal.store.oci.layout import LayoutRepository
 
@@ -192,6 +194,26 @@ class TestManifests:
     def test_an_index_that_is_missing(self, layout: LayoutRepository) -> None:
         (layout.path / "index.json").unlink()
         refused(FormatError, "without index.json", layout.tags)
+
+    def test_an_index_is_parsed_when_it_changes(
+        self, layout: LayoutRepository, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """To parse it for each of its tags would take time in the square of their number."""
+        parsed: list[bytes] = []
+        monkeypatch.setattr(layout_reader, "parse", lambda data, *_, **more: parsed.append(data) or parse(data, **more))
+        parse = functools.partial(documents.parse, kind=documents.Index)
+        image = put_image(layout, b"x", tag="t0")
+        data = index_of(layout)
+        entry = data["manifests"][0]
+        data["manifests"] = [{**entry, "annotations": {NAME: f"t{number}"}} for number in range(100)]
+        (layout.path / "index.json").write_text(json.dumps(data))
+        parsed.clear()
+        assert [layout.manifest(tag)[1].digest for tag in layout.tags()] == [image.digest] * 100
+        assert layout.manifest(image.digest)[1].digest == image.digest
+        assert len(parsed) == 1
+        layout.delete_tag("t7")
+        refused(NotFoundError, "no image tagged", lambda: layout.manifest("t7"))
+        assert len(layout.tags()) == 99
 
     def test_one_tag_for_two_images(self, layout: LayoutRepository) -> None:
         entries = [{**plain(put_image(layout, data)), "annotations": {NAME: "t"}} for data in (b"1", b"2")]

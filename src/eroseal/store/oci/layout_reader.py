@@ -52,6 +52,19 @@ class _Typed(msgspec.Struct, frozen=True, rename="camel"):
     media_type: str = ""
 
 
+class _Listed:
+    """An index, and its entries by what they are asked for by."""
+
+    def __init__(self, data: bytes, index: Index) -> None:
+        self.data = data
+        self.index = index
+        self.by_digest: dict[str, Descriptor] = {}
+        self.by_tag: dict[str, dict[str, Descriptor]] = {}
+        for entry in index.manifests:
+            self.by_digest.setdefault(entry.digest, entry)
+            self.by_tag.setdefault(entry.annotations.get(REF_NAME, ""), {})[entry.digest] = entry
+
+
 class LayoutReader:
     """An image layout to read from; the reading half of `Repository`.
 
@@ -63,6 +76,7 @@ class LayoutReader:
     def __init__(self, files: LayoutFiles, where: str) -> None:
         self._files = files
         self._where = where
+        self._last: _Listed | None = None
 
     @property
     def where(self) -> str:
@@ -154,14 +168,22 @@ class LayoutReader:
 
     def index(self) -> Index:
         """What the layout lists; raises FormatError."""
-        index = parse(self._index_bytes(), Index, where=self.where, limit=MAX_JSON_BODY)
+        return self._listed().index
+
+    def _listed(self) -> _Listed:
+        """The index as it is now, parsed anew only if it changed: whoever looks at all tags asks for each."""
+        data, last = self._index_bytes(), self._last
+        if last is not None and last.data == data:
+            return last
+        index = parse(data, Index, where=self.where, limit=MAX_JSON_BODY)
         if len(index.manifests) > MAX_TAGS:
             raise FormatError(f"lists more than {MAX_TAGS} manifests", where=self.where)
-        return index
+        self._last = _Listed(data, index)
+        return self._last
 
     def _named(self, tag: str) -> Descriptor:
         """The entry of a tag; raises NotFoundError, FormatError for several."""
-        entries = {entry.digest: entry for entry in self.index().manifests if entry.annotations.get(REF_NAME) == tag}
+        entries = self._listed().by_tag.get(tag, {})
         if len(entries) > 1:
             raise FormatError(f"several images are tagged {tag!r}", where=self.where, hint="name one by its digest")
         for entry in entries.values():
@@ -169,7 +191,7 @@ class LayoutReader:
         raise NotFoundError(f"there is no image tagged {tag!r}", where=self.where, hint=self._known_tags())
 
     def _known(self, digest: str) -> Descriptor | None:
-        return next((entry for entry in self.index().manifests if entry.digest == digest), None)
+        return self._listed().by_digest.get(digest)
 
     def _known_tags(self) -> str:
         tags = self.tags()

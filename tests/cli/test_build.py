@@ -76,7 +76,7 @@ def test_what_stands_in_the_way_stays(samples: Samples, run: Run, place: Path, t
         ("oci-archive:store", 2, "store: is a directory, not an archive (a layout in one is oci:PATH:TAG)"),
         ("docker-archive:store", 2, "store: is a directory, not an archive (a layout in one is oci:PATH:TAG)"),
         ("oci:store:app", 1, "store: is not an OCI image layout (it has no file 'oci-layout')"),
-        ("oci-archive:secret.pem", 3, "secret.pem: is not a tar archive, or a broken one"),
+        ("oci-archive:secret.pem", 3, "secret.pem: no tar archive, or a broken one: ends within a member"),
     ],
 )
 def test_what_is_no_source(samples: Samples, run: Run, place: Path, source: str, code: int, words: str) -> None:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from eroseal.cli import output
 from eroseal.cli.building import Building, building_options, check_apart, make_record
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from eroseal.store.remote import RemoteOptions
 
 
-@verb("build", "Build a sealed image of a directory, an archive or a container image.")
+@verb("build", "Build a sealed image of files or a container image.")
 @click.argument("source", metavar="SOURCE", type=click.Path(allow_dash=True))
 @click.argument("target", metavar="TARGET", type=REFERENCE)
 @click.option("--base", "bases", multiple=True, metavar="REF", help="Reuse this image's chunks; may repeat.")
@@ -72,11 +71,6 @@ def command(
         raise UsageError(
             f"--blobs {building.blobs} needs a store: a single file holds everything", hint="dir:STORE:NAME"
         )
-    parsed = parse_source(source, remote=remote, platform=building.platform)
-    if building.platform is not None and not isinstance(parsed, ContainerImage):
-        raise UsageError("--platform chooses among container images, and this is none", where=source)
-    if isinstance(parsed, DirectoryTree) and not building.exclude:
-        check_apart(source, reference)
     options = replace(
         building.options(jobs=jobs, durable=not no_sync),
         uuid=uuid,
@@ -85,9 +79,14 @@ def command(
     )
     if single:
         options = replace(options, blobs=BlobLayout.NONE)
+    record = make_record(signing)
+    parsed = parse_source(source, remote=remote, platform=building.platform)
+    if building.platform is not None and not isinstance(parsed, ContainerImage):
+        raise UsageError("--platform chooses among container images, and this is none", where=source)
+    if isinstance(parsed, DirectoryTree) and not building.exclude:
+        check_apart(source, reference)
     if base_auto:
         bases = (*bases, *_newest_base(reference, remote, options))
-    record = make_record(signing)
     warnings = output.Warnings()
     stages = {UNPACKING: "unpacking", UPLOADING: "uploading"}
     with output.Progress("reading", quiet=as_json) as progress:
@@ -118,6 +117,8 @@ def _newest_base(target: Reference, remote: RemoteOptions, options: BuildOptions
 
 
 def _show(done: BuildResult, reference: Reference, *, as_json: bool) -> None:
+    from msgspec import UNSET
+
     from eroseal.report.digest import BlobEntry, BuildDocument
     from eroseal.report.document import size_text
 
@@ -136,7 +137,7 @@ def _show(done: BuildResult, reference: Reference, *, as_json: bool) -> None:
             data_size=blob.data_size,
             root_hash=blob.root_hash.hex(),
             size=blob.size,
-            path=_path(reference, blob.digest),
+            path=_path(reference, blob.digest) or UNSET,
         )
         for blob in done.blobs
     ]
@@ -153,11 +154,11 @@ def _show(done: BuildResult, reference: Reference, *, as_json: bool) -> None:
     )
 
 
-def _path(reference: Reference, digest: Digest) -> str | msgspec.UnsetType:
+def _path(reference: Reference, digest: Digest) -> str | None:
     """Where a blob lies, if that is on this machine."""
     from eroseal.store.local import LocalStore
     from eroseal.store.reference import FileReference, StoreReference
 
     if isinstance(reference, StoreReference):
         return str(LocalStore(reference.store).blob_path(digest))
-    return str(reference) if isinstance(reference, FileReference) else msgspec.UNSET
+    return str(reference) if isinstance(reference, FileReference) else None

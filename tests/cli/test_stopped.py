@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -166,3 +167,18 @@ def test_background_jobs_ignore_what_their_caller_ignores(place: Path, endless: 
         assert process.poll() is None
         process.terminate()
         assert process.wait(DEADLINE) == 128 + signal.SIGTERM
+
+
+def test_ctrl_c_while_the_program_is_being_loaded(place: Path) -> None:
+    """Nothing is there to clean up yet: it ends as any program does, without a traceback."""
+    script = (
+        "import os, runpy, signal, sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+        "runpy.run_module('eroseal', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=place, capture_output=True, check=False, timeout=DEADLINE)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")

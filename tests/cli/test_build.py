@@ -161,7 +161,7 @@ def test_nothing_is_built_when_the_key_cannot_sign(samples: Samples, run: Run, p
 def test_existing_target(samples: Samples, run: Run, place: Path, target: str) -> None:
     before = files_below(place)
     outcome = run("build", samples.tree, target, code=1)
-    assert "exists already" in outcome.error
+    assert "exists already (choose another name or --replace it; nothing was changed)" in outcome.error
     assert files_below(place) == before
     run("build", samples.tree / "etc", target, "--replace")
     assert run("ls", target, "--insecure").text == "deep\nmotd\n"

@@ -61,12 +61,16 @@ def output_error(error: OSError, path: str | os.PathLike[str], doing: str = "can
     return OutputError(f"{doing}: {reason}", where=os.fspath(path), hint=hint)
 
 
-def exists_error(path: str | os.PathLike[str]) -> OutputError:
-    """The refusal to write over something that is there."""
+def exists_error(path: str | os.PathLike[str], *, replaceable: bool = False) -> OutputError:
+    """The refusal to write over something that is there.
+
+    Args:
+        path: of what is there.
+        replaceable: whether the user may ask for it to be replaced.
+    """
+    way = "--replace it" if replaceable else "remove it first"
     return OutputError(
-        "exists already",
-        where=os.fspath(path),
-        hint="choose another name or remove it first; nothing was changed",
+        "exists already", where=os.fspath(path), hint=f"choose another name or {way}; nothing was changed"
     )
 
 

@@ -312,7 +312,7 @@ class KeyedStore(KeyedReader):
             return
         if before is None or before.data != wanted:
             self._take_back(name, image, before, wanted)
-        raise exists_error(self._at(image_key(name)))
+        raise exists_error(self._at(image_key(name)), replaceable=True)
 
     def _take_back(self, name: str, image: ImageDigest, before: Value | None, ours: bytes) -> None:
         """After a lost race: undo our record, which the winner's image may have for its own by now."""
@@ -326,7 +326,7 @@ class KeyedStore(KeyedReader):
 
     def _require_new(self, name: str) -> None:
         if self.has_image(name):
-            raise exists_error(self._at(image_key(name)))
+            raise exists_error(self._at(image_key(name)), replaceable=True)
 
     def _exchange_record(self, name: str, image: ImageDigest, found: Value | None, wanted: bytes) -> bool:
         key = record_key(name, image)

@@ -173,7 +173,7 @@ class LocalStore(LocalBlobs):
     def require_new(self, name: str) -> None:
         """Refuse a name that is taken, for callers that ask before they start; raises OutputError."""
         if self.has_image(name):
-            raise exists_error(self.image_path(name))
+            raise exists_error(self.image_path(name), replaceable=True)
 
     def image_path(self, name: str) -> Path:
         """Where the image's document is, or would be; raises UsageError for names that cannot be."""

@@ -197,7 +197,7 @@ class SingleWriter:
         self.target = target
         self._replace = replace
         if os.path.lexists(target) and not replace:
-            raise exists_error(target)
+            raise exists_error(target, replaceable=True)
         # A killed build may have left gigabytes here, under a name that nobody looks for.
         remove_abandoned(target.parent)
         self._file = TemporaryFile(target.parent, durable=durable)

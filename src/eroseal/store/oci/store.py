@@ -110,7 +110,7 @@ class OciStore(OciBlobs):
         encode_image_record(record)
         before = self._manifest_digest(check_tag(name))
         if before is not None and not replace:
-            raise exists_error(self._place(name))
+            raise exists_error(self._place(name), replaceable=True)
         layers = form_layers(document, self._require_blobs(document))
         config = self._put_config(document, layers)
         data = encode_form(document, config, layers)

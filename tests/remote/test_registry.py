@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -393,6 +394,20 @@ class TestUploads:
             repository = open_at(registry.host, f"uploads/{'nostate' if state else 'none'}", state=state)
             repository.put_blob(descriptor_of(data), BytesAt(data))
             assert repository.has_blob(descriptor_of(data))
+
+    def test_what_nobody_goes_on_with_is_forgotten(self, tmp_path: Path) -> None:
+        """Killed uploads leave files without a word, or of uploads that the registry has given up by now."""
+        for name, text, days in (("old", "{}", 8), ("empty", "", 0), ("new", "{}", 6)):
+            path = tmp_path / f"upload-{name}.json"
+            path.write_text(text)
+            os.utime(path, (time.time() - days * 86_400,) * 2)
+        (tmp_path / "other").write_text("")
+        with Unfinished(tmp_path, "docker://h/r", "sha256:0") as one, Unfinished(tmp_path, "docker://h/r", "sha256:1"):
+            one.save("https://h/upload")  # the other one says nothing yet, and is locked
+            assert len(list(tmp_path.iterdir())) == 4
+        assert {path.name for path in tmp_path.glob("upload-[!0-9]*")} == {"upload-new.json"}
+        with Unfinished(tmp_path, "docker://h/r", "sha256:0") as again:
+            assert again.load() == "https://h/upload"
 
     def test_two_uploads_of_a_blob_do_not_share_what_is_remembered(self, tmp_path: Path) -> None:
         with Unfinished(tmp_path, "docker://h/r", "sha256:0") as first:

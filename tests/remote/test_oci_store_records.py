@@ -177,6 +177,7 @@ def test_records_of_other_images_and_without_revision_are_passed_over(place: Pla
         place, document, "5", record("a"), change=lambda it: it["annotations"].update({"dev.eroseal.image": other})
     )
     put_record(place, document, "6", record("b"), change=lambda it: it["annotations"].pop("dev.eroseal.image"))
+    put_record(place, document, "7", record("large"), change=lambda it: it["annotations"].update({"x": "y" * 65536}))
     for revision in ("0", "-1", "07", "x", "", "9" * 30):
         put_record(place, document, revision, record(f"c{revision}"))
     assert texts(place.store(), "app") == ["mine"]

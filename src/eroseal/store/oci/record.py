@@ -40,6 +40,8 @@ MAX_REVISION: Final = 10**18
 
 _REVISION: Final = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 _EMPTY: Final = b"{}"
+_MAX_ARTIFACT: Final = 64 << 10
+"""Bytes of a record's manifest: ours have a thousand, and MAX_REFERRERS of them may be in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +153,12 @@ def _newest(repository: Repository, subject: Descriptor, image: ImageDigest) -> 
 
 
 def _fetch(repository: Repository, descriptor: Descriptor, subject: Descriptor, image: ImageDigest) -> Manifest | None:
-    """The manifest of a record of this image; None for others, and for what was deleted but is still listed."""
+    """The manifest of a record of this image; None for others, for what none of ours is, and for what is gone."""
     try:
         data, _ = repository.manifest(descriptor.digest)
     except NotFoundError:
+        return None
+    if len(data) > _MAX_ARTIFACT:
         return None
     manifest = parse(data, Manifest, where=f"{repository.where}@{descriptor.digest}")
     ours = manifest.subject is not None and manifest.subject.digest == subject.digest

@@ -35,6 +35,8 @@ Walk = Callable[[], Iterator[ScannedDirectory]]
 
 _IMAGE_PREFIXES: Final = ("oci:", "oci-archive:", "docker-archive:", "docker://")
 _STDIN: Final = "-"
+_LAYERS_AT_ONCE: Final = 8
+"""Layers that are unpacked at once, on any machine: each decoder may need MAX_DECODER_MEMORY."""
 _OTHER_REFERENCE: Final = re.compile(r"dir:|[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -199,7 +201,7 @@ class _Layers:
         count = len(self._image.layers)
         if self._jobs == 1 or count == 1:
             return [self._layer(number) for number in range(count)]
-        with ThreadPoolExecutor(min(self._jobs, count)) as executor:
+        with ThreadPoolExecutor(min(self._jobs, count, _LAYERS_AT_ONCE)) as executor:
             futures = [executor.submit(self._layer, number) for number in range(count)]
             try:
                 return [future.result() for future in futures]

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pty
 import select
+import shlex
 import subprocess
 import sys
 import time
@@ -67,6 +68,25 @@ def test_documents_come_without_progress(place: Path, samples: Samples) -> None:
     code, out, shown = on_terminal(place, "verify", "app.erofs", "--digest", samples.file_digest, "--json")
     assert (code, shown) == (0, "")
     assert out.startswith(b"{")
+
+
+def test_no_archive_is_typed(place: Path, samples: Samples) -> None:
+    code, out, shown = on_terminal(place, "build", "-", "dir:new:app")
+    assert (code, out) == (2, b"")
+    assert "standard input is a terminal, not an archive (send one through a pipe, or name its file)" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("build", "-", "dir:new:app"), "is closed, not an archive"), (("build-many", "-"), "is closed")],
+)
+def test_a_standard_input_that_is_closed(place: Path, arguments: tuple[str, ...], words: str) -> None:
+    script = shlex.join([sys.executable, "-m", "eroseal", *arguments]) + " <&-"
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=place, capture_output=True, text=True, check=False, timeout=DEADLINE
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"eroseal: error: standard input {words}")
 
 
 def test_passphrase_is_asked_for_and_not_shown(place: Path, people: People) -> None:

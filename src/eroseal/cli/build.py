@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,8 @@ def command(
     if single:
         options = replace(options, blobs=BlobLayout.NONE)
     record = make_record(signing)
+    if source == "-":
+        _check_input()
     parsed = parse_source(source, remote=remote, platform=building.platform)
     if building.platform is not None and not isinstance(parsed, ContainerImage):
         raise UsageError("--platform chooses among container images, and this is none", where=source)
@@ -104,6 +107,13 @@ def command(
     _show(done, reference, as_json=as_json)
 
 
+def _check_input() -> None:
+    """Refuse a standard input that no archive can come from."""
+    if sys.stdin is None or sys.stdin.isatty():
+        state = "closed" if sys.stdin is None else "a terminal"
+        raise UsageError(f"standard input is {state}, not an archive", hint="send one through a pipe, or name its file")
+
+
 def _newest_base(target: Reference, remote: RemoteOptions, options: BuildOptions) -> tuple[str, ...]:
     """The newest image of the target's name, if there is any to build on."""
     from eroseal.build.auto import newest_base
@@ -112,7 +122,7 @@ def _newest_base(target: Reference, remote: RemoteOptions, options: BuildOptions
     if isinstance(target, FileReference):
         raise UsageError("a single file has no base", where=str(target), hint="build into a store: dir:PATH:NAME")
     found = newest_base(target, remote, params=options.params)
-    output.note("no base found: all chunks are new" if found is None else f"base: {found}")
+    output.note("no image of the same name to build on" if found is None else f"base: {found}")
     return () if found is None else (found,)
 
 

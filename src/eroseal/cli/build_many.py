@@ -216,6 +216,8 @@ def _read(listed: str, name: str) -> bytes:
     from eroseal.limits import MAX_IMAGE_LIST
 
     if listed == "-":
+        if sys.stdin is None:
+            raise UsageError("standard input is closed", hint="send a list through a pipe, or name its file")
         return sys.stdin.buffer.read(MAX_IMAGE_LIST + 1)
     try:
         with Path(listed).open("rb") as file:

@@ -106,7 +106,7 @@ class Signing:
                     return file.read(_MAX_PASSPHRASE).rstrip(b"\r\n")
             except OSError as error:
                 raise KeyMaterialError(f"cannot be read: {error.strerror}", where=str(self.passphrase_file)) from error
-        if not ask or not sys.stdin.isatty():
+        if not ask or sys.stdin is None or not sys.stdin.isatty():
             raise KeyMaterialError("the private key is encrypted", where=where, hint="give --passphrase-file FILE")
         text: str = click.prompt(f"passphrase of {where}", hide_input=True, err=True)
         return text.encode()

@@ -169,9 +169,9 @@ def parse_form(data: bytes, *, where: str) -> Form:
     """
     manifest = parse(data, Manifest, where=where)
     if manifest.schema_version != 2 or manifest.media_type not in MANIFESTS | {""}:
-        raise FormatError(f"not an image manifest: its type is {manifest.media_type!r}", where=where)
+        raise FormatError(f"not an image manifest: its type is {manifest.media_type[:80]!r}", where=where)
     if manifest.config.media_type not in (OCI_CONFIG, DOCKER_CONFIG):
-        raise UnsupportedError(f"an artifact, not an image: its config is {manifest.config.media_type!r}", where=where)
+        raise UnsupportedError(f"an artifact, not an image: its config is {manifest.config.media_type[:80]!r}", where=where)
     try:
         layers = _group(manifest.layers)
         named = manifest.annotations.get(IMAGE)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,13 +67,13 @@ def pushing_and_pulling(bench: Bench) -> list[Section]:
             return [
                 throughput(bench, place, registry),
                 wire(bench, place, registry),
-                latency(place, registry),
+                latency(bench, place, registry),
             ]
         finally:
             remove(store, place.pulled)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _running(program: str, place: Path) -> Iterator[Registry]:
     registry = Registry(program, place)
     try:
@@ -207,20 +207,29 @@ def wire(bench: Bench, place: Place, registry: Registry) -> Section:
     return section
 
 
-def latency(place: Place, registry: Registry) -> Section:
+def latency(bench: Bench, place: Place, registry: Registry) -> Section:
     """Pulls through a relay that delays each request: what parallel ranges are for."""
     # The sections before left the registry with both images.
     section = Section(
         f"Pull with {DELAY * 1000:.0f} ms more for each request", ("what", "wall s", "MB/s", "requests", "most at once")
     )
-    for parallel in (1, 4, DEFAULT_PARALLEL):
-        remove(place.pulled)
-        with Relay(registry.port, delay=DELAY) as relay:
-            command = pull(place, relay.host, f"--parallel={parallel}")
-            timing = measure([Contender("", partial(run_quietly, *command))], rounds=1)[""]
+    rounds = bench.sizes.few_rounds
+    with contextlib.ExitStack() as stack:
+        relays = {
+            parallel: stack.enter_context(Relay(registry.port, delay=DELAY)) for parallel in (1, 4, DEFAULT_PARALLEL)
+        }
+        contenders = [
+            Contender(
+                f"eroseal copy --parallel {parallel}",
+                partial(run_quietly, *pull(place, relay.host, f"--parallel={parallel}")),
+                partial(remove, place.pulled),
+            )
+            for parallel, relay in relays.items()
+        ]
+        section.timings = measure(contenders, rounds=rounds)
+    for relay, (name, timing) in zip(relays.values(), section.timings.items(), strict=True):
         rate = f"{place.size / timing.wall / 1e6:,.0f}"
-        name = f"eroseal copy --parallel {parallel}"
-        section.rows.append((name, f"{timing.wall:.2f}", rate, str(relay.requests), str(relay.most)))
+        section.rows.append((name, f"{timing.wall:.2f}", rate, str(relay.requests // rounds), str(relay.most)))
     remove(place.pulled)
     section.remarks += [
         "the relay is a program in Python that shares the processors: it slows all of them",

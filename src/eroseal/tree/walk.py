@@ -21,7 +21,8 @@ class TreeSource:
     """Walks a tree of nodes, each directory before its subdirectories, names in byte order.
 
     Args:
-        root: of the tree, without whiteouts; its inodes become the image's.
+        root: of the tree, without whiteouts; its inodes become the image's, and the walk, of which there can be one
+            only, takes it apart.
         exclude: glob patterns, as for a directory.
     """
 
@@ -81,6 +82,8 @@ class TreeSource:
                 found.nlink = self._names[id(child)]
             directory.names.append(name)
             directory.children.append(found)
+        # Its files are in the walk's hands now; a tree of a million nodes need not last until the last is read.
+        node.children = {}
         return scanned, below
 
     def _stored(self, node: Node) -> StoredFile:

@@ -171,7 +171,8 @@ def parse_form(data: bytes, *, where: str) -> Form:
     if manifest.schema_version != 2 or manifest.media_type not in MANIFESTS | {""}:
         raise FormatError(f"not an image manifest: its type is {manifest.media_type[:80]!r}", where=where)
     if manifest.config.media_type not in (OCI_CONFIG, DOCKER_CONFIG):
-        raise UnsupportedError(f"an artifact, not an image: its config is {manifest.config.media_type[:80]!r}", where=where)
+        kind = manifest.config.media_type[:80]
+        raise UnsupportedError(f"an artifact, not an image: its config is {kind!r}", where=where)
     try:
         layers = _group(manifest.layers)
         named = manifest.annotations.get(IMAGE)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from eroseal.cli.params import FILE, HEX, SIZE, TIME
+from eroseal.cli.params import FILE, HEX, SIZE, TIME, gathered
 from eroseal.cli.signing import Signing
 from eroseal.errors import UsageError
 
@@ -118,17 +118,8 @@ _OPTIONS: Final = (
 
 def building_options(function: _F) -> _F:
     """All of these options; the verb gets them as one `Building` in the argument `building`."""
-
-    def gathered(**arguments: Any) -> Any:
-        fields = {field: arguments.pop(field) for field in Building.__dataclass_fields__}
-        return function(building=Building(**fields), **arguments)
-
-    gathered.__name__, gathered.__doc__ = function.__name__, function.__doc__
-    # Options that the verb itself has were put on its function before.
-    gathered.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
-    for option in reversed(_OPTIONS):
-        option(gathered)
-    return gathered  # type: ignore[return-value]
+    fields = tuple(Building.__dataclass_fields__)
+    return gathered(function, _OPTIONS, argument="building", fields=fields, make=Building)
 
 
 def make_record(signing: Signing, *, ask: bool = True) -> MakeRecord | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -144,6 +144,36 @@ def verb(name: str, summary: str) -> Callable[[Callable[..., Any]], click.Comman
         return command
 
     return decorate
+
+
+def gathered(
+    function: _F,
+    options: Sequence[Callable[[Any], Any]],
+    *,
+    argument: str,
+    fields: Iterable[str],
+    make: Callable[..., Any],
+) -> _F:
+    """Put a group of options on a verb, which gets them as one value.
+
+    Args:
+        function: of the verb.
+        options: click's decorators, in the order in which the help shows them.
+        argument: of the function, that takes the value.
+        fields: names under which click gives what these options hold; those that it does not give are left out.
+        make: makes the value; called with what was given by name.
+    """
+
+    def verb_function(**arguments: Any) -> Any:
+        given = {field: arguments.pop(field) for field in fields if field in arguments}
+        return function(**{argument: make(**given)}, **arguments)
+
+    verb_function.__name__, verb_function.__doc__ = function.__name__, function.__doc__
+    # Options that the verb itself has were put on its function before.
+    verb_function.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
+    for option in reversed(options):
+        option(verb_function)
+    return verb_function  # type: ignore[return-value]
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from eroseal.cli.params import FILE
+from eroseal.cli.params import FILE, gathered
 from eroseal.errors import NotFoundError
 from eroseal.store.remote import DEFAULT_RANGES, DEFAULT_TIMEOUT, RemoteOptions
 
@@ -133,14 +133,8 @@ _OPTIONS: Final = (
 def remote_options(function: _F) -> _F:
     """All options for servers; the verb gets them as one `RemoteOptions` in the argument `remote`."""
 
-    def gathered(**arguments: Any) -> Any:
-        names = ("authfile", "tls_verify", "parallel", "timeout", "s3_endpoint")
-        given = {name: arguments.pop(name) for name in names}
-        return function(remote=remote_settings(os.environ, **given), **arguments)
+    def make(**given: Any) -> RemoteOptions:
+        return remote_settings(os.environ, **given)
 
-    gathered.__name__, gathered.__doc__ = function.__name__, function.__doc__
-    # Options that the verb itself has were put on its function before.
-    gathered.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
-    for option in reversed(_OPTIONS):
-        option(gathered)
-    return gathered  # type: ignore[return-value]
+    fields = ("authfile", "tls_verify", "parallel", "timeout", "s3_endpoint")
+    return gathered(function, _OPTIONS, argument="remote", fields=fields, make=make)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from eroseal.cli.params import FILE, TIME
+from eroseal.cli.params import FILE, TIME, gathered
 from eroseal.errors import KeyMaterialError, UsageError
 
 if TYPE_CHECKING:
@@ -142,12 +142,4 @@ def statement_options(function: _F) -> _F:
 
 
 def _gather(function: _F, options: tuple[Callable[[Any], Any], ...]) -> _F:
-    def gathered(**arguments: Any) -> Any:
-        fields = {field: arguments.pop(field) for field in Signing.__dataclass_fields__ if field in arguments}
-        return function(signing=Signing(**fields), **arguments)
-
-    gathered.__name__, gathered.__doc__ = function.__name__, function.__doc__
-    gathered.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
-    for option in reversed(options):
-        option(gathered)
-    return gathered  # type: ignore[return-value]
+    return gathered(function, options, argument="signing", fields=tuple(Signing.__dataclass_fields__), make=Signing)

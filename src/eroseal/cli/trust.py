@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from eroseal.cli.params import FILE, TIME
+from eroseal.cli.params import FILE, TIME, gathered
 from eroseal.errors import UsageError
 
 if TYPE_CHECKING:
@@ -174,14 +174,4 @@ _OPTIONS = (
 
 def trust_options(function: _F) -> _F:
     """All trust options; the verb gets them as one `Trust` in the argument `trust`."""
-
-    def gathered(**arguments: Any) -> Any:
-        fields = {field: arguments.pop(field) for field in Trust.__dataclass_fields__}
-        return function(trust=Trust(**fields), **arguments)
-
-    gathered.__name__, gathered.__doc__ = function.__name__, function.__doc__
-    # Options that the verb itself has were put on its function before.
-    gathered.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
-    for option in reversed(_OPTIONS):
-        option(gathered)
-    return gathered  # type: ignore[return-value]
+    return gathered(function, _OPTIONS, argument="trust", fields=tuple(Trust.__dataclass_fields__), make=Trust)

@@ -15,13 +15,13 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from eroseal.build.options import UNPACKING, BuildOptions, LayerMode, Progress, Warn
-from eroseal.build.spools import unnamed_file
+from eroseal.build.spools import spool
 from eroseal.errors import FormatError, NotFoundError, SourceError, UsageError
 from eroseal.limits import IO_CHUNK, MAX_ARCHIVE_ENTRIES, MAX_ARCHIVE_HOLES
 from eroseal.store.remote import RemoteOptions
@@ -84,9 +84,7 @@ class Context:
 
     def spool(self) -> int:
         """A new spool; OSError passes through."""
-        fd = unnamed_file(self.directory)
-        self.stack.callback(os.close, fd)
-        return fd
+        return spool(self.directory, self.stack)
 
 
 class Source(Protocol):
@@ -204,6 +202,11 @@ class _Layers:
         with ThreadPoolExecutor(min(self._jobs, count, _LAYERS_AT_ONCE)) as executor:
             futures = [executor.submit(self._layer, number) for number in range(count)]
             try:
+                # Not in their order: the first layer may stream for an hour after the last one was refused.
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in futures:
+                    if future in done:
+                        future.result()
                 return [future.result() for future in futures]
             except BaseException:
                 self._stop.set()

@@ -35,11 +35,11 @@ class Spools:
     @classmethod
     def create(cls, data: int | None, directory: Path, stack: contextlib.ExitStack) -> Self:
         """Unnamed files in `directory`, closed by `stack`; `data` too unless it is given."""
-        return cls(_spool(directory, stack) if data is None else data, *(_spool(directory, stack) for _ in range(3)))
+        return cls(spool(directory, stack) if data is None else data, *(spool(directory, stack) for _ in range(3)))
 
     def for_another_tree(self, directory: Path, stack: contextlib.ExitStack) -> Self:
         """The same spools for chunk data, and new ones for what belongs to a single meta blob."""
-        return type(self)(self.data, self.leaves, _spool(directory, stack), _spool(directory, stack))
+        return type(self)(self.data, self.leaves, spool(directory, stack), spool(directory, stack))
 
     def tail_reader(self) -> ReadTail:
         """Reads tails in rising order, through one buffer."""
@@ -57,7 +57,8 @@ class Spools:
         return read
 
 
-def _spool(directory: Path, stack: contextlib.ExitStack) -> int:
+def spool(directory: Path, stack: contextlib.ExitStack) -> int:
+    """A new spool in a directory's file system, closed by `stack`; OSError passes through."""
     fd = unnamed_file(directory)
     stack.callback(os.close, fd)
     return fd

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from eroseal.build.finish import MetaBlob, seal_data_blob
 from eroseal.build.options import BlobLayout, BuildOptions, BuildResult, BuiltBlob, LayerMode, Progress, Warn
@@ -105,7 +105,6 @@ class _Build:
         self._bases: list[BaseBlob] = []
         self._allocators: list[BlobAllocator] = []
         self._spooled = 0
-        self._config: bytes | None = None
         self.progress: Progress | None = None
         self.make_record: MakeRecord = lambda image, root_hash: ()
 
@@ -128,10 +127,10 @@ class _Build:
             trees = self._read_source(target.path.parent)
             spools = Spools.create(writer.fd, target.path.parent, self._stack)
             [tree] = self._read_trees(trees, spools, target.path.parent)
-            sealed = self._write_meta(writer.fd, tree, (), {}, annex=encode_annex(config=self._config))
+            sealed = self._write_meta(writer.fd, tree, (), {}, annex=encode_annex(config=trees.config))
             writer.commit(self.make_record(sealed.digest, sealed.root_hash))
         blob = BuiltBlob.of(sealed)
-        return self._result(Built(ImageDocument(blob.digest, (_info(blob),)), sealed, ((blob,),)))
+        return self._result(Built(ImageDocument(blob.digest, (_info(blob),)), ((blob,),)))
 
     def to_store(self, target: StoreReference, bases: tuple[str, ...]) -> BuildResult:
         """Blobs and a document in a native store."""
@@ -198,24 +197,21 @@ class _Build:
         in_itself = one_file if layout is BlobLayout.NONE else None
         new: list[BuiltBlob] = [] if in_itself else self._new_blobs(store, one_file, spools)
         blobs = []
-        sealed: SealedBlob | None = None
         for number, tree in enumerate(read, 1):
             data, numbers = self._data_blobs(tree, new)
             check_devices(len(data))
             writer = in_itself or self._stack.enter_context(store.new_blob())
             devices = tuple(DeviceEntry(blob.digest.tag(), blob.data_size // BLOCK) for blob in data)
-            annex = encode_annex(config=self._config if number == len(read) else None)
+            annex = encode_annex(config=trees.config if number == len(read) else None)
             sealed = self._write_meta(writer.fd, tree, devices, numbers, annex=annex)
             blobs.append((replace(BuiltBlob.of(sealed), size=writer.commit(sealed.digest)), *data))
         layers = tuple(ImageDocument(item[0].digest, tuple(map(_info, item))) for item in blobs)
         document = StackDocument(layers) if self._options.layers is LayerMode.STACK else layers[0]
-        return Built(document, cast(SealedBlob, sealed), tuple(blobs))
+        return Built(document, tuple(blobs))
 
     def _read_source(self, directory: Path) -> Trees:
         context = Context(self._options, directory, self._stack, self._warn, self.progress)
-        trees = self._source.read(context)
-        self._config = trees.config
-        return trees
+        return self._source.read(context)
 
     def _read_trees(self, trees: Trees, spools: Spools, directory: Path) -> list[ReadTree]:
         """Read every tree of the source; all share the spools of chunk data."""

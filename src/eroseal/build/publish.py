@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from eroseal.build.options import UPLOADING, BuiltBlob, Progress
-from eroseal.errors import ErosealError, OutputError
+from eroseal.errors import ErosealError
 from eroseal.format.digest import Digest
 from eroseal.format.record import RecordEntry
 from eroseal.format.statement import ImageDigest
-from eroseal.seal.blob import SealedBlob
+from eroseal.store.atomic import exists_error
 from eroseal.store.document import Document, ImageDocument
 from eroseal.store.lanes import Lanes
 from eroseal.store.local import LocalStore
@@ -33,19 +33,17 @@ class Built:
 
     Args:
         document: of the image or stack.
-        sealed: the last meta blob.
         blobs: for each layer its meta blob and data blobs in device order.
     """
 
     document: Document
-    sealed: SealedBlob
     blobs: tuple[tuple[BuiltBlob, ...], ...]
 
 
 def require_new(store: Store, target: NamedReference) -> None:
     """Refuse a name that is taken, before anything is built; raises OutputError."""
     if store.has_image(target.name):
-        raise OutputError("exists already", where=str(target), hint="choose another name, or --replace it")
+        raise exists_error(str(target), replaceable=True)
 
 
 def put_base_blobs(store: Store, bases: Sequence[BaseBlob], *, jobs: int | None = None) -> None:
@@ -116,7 +114,7 @@ def upload(
 def publish(store: Store, name: str, built: Built, make_record: MakeRecord, *, replace: bool) -> None:
     """Make the image appear, with its record."""
     document = built.document
-    root_hash = built.sealed.root_hash if isinstance(document, ImageDocument) else None
+    root_hash = built.blobs[0][0].root_hash if isinstance(document, ImageDocument) else None
     record = [*_kept_record(store, name, document, replace=replace), *make_record(document.image, root_hash)]
     store.put_image(name, document, record, replace=replace)
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Final
 
 from eroseal.crypto.pieces import default_jobs
-from eroseal.errors import ErosealError, OutputError, UnsupportedError, UsageError
+from eroseal.errors import ErosealError, UnsupportedError, UsageError
 from eroseal.format.digest import Digest
 from eroseal.format.statement import ImageDigest
 from eroseal.readat import FileAt
-from eroseal.store.atomic import output_error
+from eroseal.store.atomic import exists_error, output_error
 from eroseal.store.batch import BlobBatch
 from eroseal.store.checked import checked_document
 from eroseal.store.copying import copy_source
@@ -325,7 +325,7 @@ def _is_new(target: Store, name: str, document: Document, source: StoredStack) -
         there, record = target.image(name)
         if there.image == document.image and tuple(record) == source.record:
             return False
-    raise OutputError("exists already", where=f"{target.where}:{name}", hint="choose another name, or --replace it")
+    raise exists_error(f"{target.where}:{name}", replaceable=True)
 
 
 def _fill(fd: int, source: OpenBlob, length: int, options: CopyOptions) -> None:
